@@ -1,0 +1,119 @@
+"""FactorGenerator: the trainable tensors of one map as a torch module."""
+
+from collections.abc import Callable, Mapping
+
+import tltorch
+import torch
+from torch import Tensor, nn
+
+from tntune.errors import ModeError, SpecError
+from tntune.maps.base import Factors, WeightMap
+from tntune.maps.latent_train import LatentTrain
+from tntune.maps.tensorguide import TensorGuide
+from tntune.maps.tt_lora import TTLoRA
+
+__all__ = ["FactorGenerator"]
+
+
+class FactorGenerator(nn.Module):
+    """A leaf module: ``FactorGenerator(map, params, fixed)() == map.factors(params, fixed)``.
+
+    Parameters and buffers carry the flat names of the map (``tt_core_0``, ``tt_latent``). Go through the
+    call, never through the parameters, in a forward: hooks of DDP and FSDP sit on the call. A latent
+    keeps its dtype when the module is cast, so z is never rounded. In training a latent of mode
+    ``"resample"`` is drawn afresh at every call from torch's generator, which checkpointing and
+    ``torch.compile`` treat as they treat dropout.
+
+    Args:
+        map: The map.
+        params: Trainable tensors by flat name; they become parameters without a copy.
+        fixed: The others by flat name.
+
+    Raises:
+        SpecError: Where names are missing or unknown.
+        ModeError: Where a tensor has not the shape that the map says.
+
+    Example:
+        >>> from tntune.maps.lora import LoRA
+        >>> lora = LoRA(4, 3, 2)
+        >>> generator = FactorGenerator(lora, *lora.init(torch.Generator().manual_seed(0)))
+        >>> [tuple(factor.shape) for factor in generator()]
+        [(1, 2, 4), (1, 3, 2)]
+    """
+
+    def __init__(self, map: WeightMap, params: Mapping[str, Tensor], fixed: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        _check("params", map.param_shapes, params)
+        _check("fixed", map.fixed_shapes, fixed)
+        self.map = map
+        for name in map.param_shapes:
+            self.register_parameter(name, nn.Parameter(params[name]))
+        for name in map.fixed_shapes:
+            self.register_buffer(name, fixed[name])
+
+    @classmethod
+    def fresh(
+        cls, map: WeightMap, generator: torch.Generator | None = None, *, dtype: torch.dtype = torch.float32
+    ) -> "FactorGenerator":
+        """A generator with freshly drawn params."""
+        return cls(map, *map.init(generator, dtype=dtype))
+
+    def forward(self) -> Factors:
+        """The factors of all sites, in the dtype and on the device of the params."""
+        fixed = {name: getattr(self, name) for name in self.map.fixed_shapes}
+        if self.training:
+            fixed.update({name: torch.randn_like(fixed[name]) for name in self.map.resampled})
+        return self.map.factors({name: getattr(self, name) for name in self.map.param_shapes}, fixed)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Params and fixed, detached, by flat name: what a checkpoint stores."""
+        return {name: getattr(self, name).detach() for name in self.map.tensor_shapes}
+
+    def tensor_trains(self) -> tuple[nn.Module, ...]:
+        """The trains as tensorly-torch modules on the *same* parameters: train one, and the other follows.
+
+        A ``tltorch.TTTensor`` for a train without latent, a ``tltorch.BlockTT`` (latent, open) for one with.
+
+        Raises:
+            SpecError: Where the map has no trains, or a boundary rank above 1, which tensorly does not know.
+        """
+        if isinstance(self.map, TensorGuide):
+            return (self._tensor_train(self.map.train, "tt_"),)
+        if isinstance(self.map, TTLoRA):
+            pairs = ((self.map.down_train, "tt_down_"), (self.map.up_train, "tt_up_"))
+            return tuple(self._tensor_train(train, prefix) for train, prefix in pairs)
+        raise SpecError(f"a map of kind {self.map.kind!r} has no tensor trains")
+
+    def extra_repr(self) -> str:
+        """The map."""
+        return repr(self.map)
+
+    def _tensor_train(self, train: LatentTrain, prefix: str) -> nn.Module:
+        if train.ranks[0] != 1 or train.ranks[-1] != 1:
+            raise SpecError(
+                f"tensorly trains have boundary ranks 1, not {train.ranks[0]} and {train.ranks[-1]}"
+            )
+        cores = [getattr(self, name) for name in train.names(prefix)]
+        if not train.has_latent:
+            return tltorch.TTTensor(cores)  # type: ignore[no-any-return]
+        shape = (train.latent.modes, train.modes)
+        return tltorch.BlockTT(cores, tensorized_shape=shape, rank=train.ranks)  # type: ignore[no-any-return]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FactorGenerator":
+        """Move and cast as usual, but never cast a latent."""
+        kept = {name: getattr(self, name) for name in self.map.latent_names}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, z in kept.items():
+            moved = getattr(self, name)
+            if moved.dtype != z.dtype:
+                setattr(self, name, z.to(moved.device))
+        return self
+
+
+def _check(what: str, shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]) -> None:
+    missing, unknown = sorted(set(shapes) - set(tensors)), sorted(set(tensors) - set(shapes))
+    if missing or unknown:
+        raise SpecError(f"{what}: missing {missing}, unknown {unknown}")
+    for name, shape in shapes.items():
+        if tuple(tensors[name].shape) != shape:
+            raise ModeError(f"{what}: {name} has shape {tuple(tensors[name].shape)}, the map needs {shape}")

@@ -1,0 +1,75 @@
+"""The width and the scale of every module of a LoRA folder."""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tntune.checkpoint.config import check_expression
+from tntune.errors import CheckpointError
+from tntune.files import Json
+
+__all__ = ["ScaleRule"]
+
+
+@dataclass(frozen=True)
+class ScaleRule:
+    """Width r and scale of a module: alpha / r, or alpha / sqrt(r) for rsLoRA, with the patterns of PEFT.
+
+    A pattern's key is a regular expression that must match the end of the module path, from a dot on; the
+    first key that matches decides, else the default does. PEFT sorts the keys when it saves, so the first is
+    the first of the file.
+
+    Example:
+        >>> rule = ScaleRule(8, 16.0, {"h.0.fc": 4}, {}, use_rslora=False)
+        >>> rule.of("model.h.0.fc"), rule.of("model.h.1.fc")
+        ((4, 4.0), (8, 2.0))
+
+    Reference: Hu et al. (2021), section 4.1; Kalajdzievski (2023), equation 3, for rsLoRA.
+    """
+
+    width: int
+    alpha: float
+    rank_pattern: Mapping[str, int]
+    alpha_pattern: Mapping[str, float]
+    use_rslora: bool
+
+    @classmethod
+    def from_config(cls, config: Json, file: Path) -> "ScaleRule":
+        """The rule that a configuration states; CheckpointError names the file and the key that is wrong."""
+        ranks = _pattern(config, "rank_pattern", file)
+        alphas = _pattern(config, "alpha_pattern", file)
+        for key, value in (("r", config.get("r")), *ranks.items()):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise CheckpointError(f"{file}: {key}: the rank must be a positive integer, not {value!r}")
+        for key, value in (("lora_alpha", config.get("lora_alpha")), *alphas.items()):
+            if not isinstance(value, int | float) or isinstance(value, bool) or not value:
+                raise CheckpointError(f"{file}: {key}: alpha must be a number other than 0, not {value!r}")
+        use_rslora = config.get("use_rslora", False)
+        if not isinstance(use_rslora, bool):
+            raise CheckpointError(f"{file}: use_rslora: must be true or false, not {use_rslora!r}")
+        return cls(config["r"], config["lora_alpha"], ranks, alphas, use_rslora)
+
+    def of(self, name: str) -> tuple[int, float]:
+        """Width and scale of the module of that path."""
+        width = _first_match(self.rank_pattern, name, self.width)
+        alpha = _first_match(self.alpha_pattern, name, self.alpha)
+        return width, alpha / (math.sqrt(width) if self.use_rslora else width)
+
+
+def _pattern(config: Json, key: str, file: Path) -> dict[str, Any]:
+    """The pattern of that key, its regular expressions checked."""
+    pattern = config.get(key) or {}
+    if not isinstance(pattern, dict):
+        raise CheckpointError(f"{file}: {key}: must be an object, not {pattern!r}")
+    for expression in pattern:
+        check_expression(expression, f"{file}: {key}")
+    return pattern
+
+
+def _first_match(pattern: Mapping[str, Any], name: str, default: Any) -> Any:
+    """Value of the first key that matches the end of the path."""
+    hits = (value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", name))
+    return next(hits, default)

@@ -1,0 +1,222 @@
+"""Tensors on disk: shapes and dtypes at once, values one by one."""
+
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tntune.errors import CheckpointError, DtypeError, NumericalError, OutputError
+
+__all__ = [
+    "BIN_NAME",
+    "TENSORS_NAME",
+    "TensorFile",
+    "TensorInfo",
+    "check_values",
+    "open_tensors",
+    "write_tensors",
+]
+
+TENSORS_NAME = "adapter_model.safetensors"
+BIN_NAME = "adapter_model.bin"
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "C64": torch.complex64,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_FACTOR_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """What a file says of a tensor before its values are read.
+
+    Example:
+        >>> TensorInfo((8, 384), torch.bfloat16).shape
+        (8, 384)
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class TensorFile:
+    """A weights file of which only the header is in memory: ``load(key)`` reads that tensor and no other.
+
+    Attributes:
+        path: The file.
+        entries: Shape and dtype of each tensor, in the order of the file's key list.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     write_tensors(Path(folder) / TENSORS_NAME, {"z": torch.ones(2, 3)})
+        ...     file = open_tensors(Path(folder))
+        ...     file.entries["z"].shape, file.load("z").sum().item()
+        ((2, 3), 6.0)
+    """
+
+    path: Path
+    entries: Mapping[str, TensorInfo]
+    _read: Callable[[str], Tensor] = field(repr=False)
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the file on disk, header included."""
+        return self.path.stat().st_size
+
+    def load(self, key: str) -> Tensor:
+        """Tensor of that key on the CPU, as stored; CheckpointError where there is none."""
+        if key not in self.entries:
+            raise CheckpointError(f"{self.path}: {key}: no such tensor")
+        return self._read(key)
+
+    def load_factor(self, key: str) -> Tensor:
+        """Tensor of that key as :meth:`load` gives it; NumericalError where an entry is NaN or infinite."""
+        value = self.load(key)
+        if not bool(torch.isfinite(value).all()):
+            raise NumericalError(f"{self.path}: {key}: has entries that are NaN or infinite")
+        return value
+
+    def check_factor(self, key: str, order: int) -> TensorInfo:
+        """Entry of a tensor that must hold floats along ``order`` axes, none empty; else CheckpointError."""
+        info = self.entries[key]
+        if info.dtype not in _FACTOR_DTYPES:
+            raise CheckpointError(
+                f"{self.path}: {key}: dtype {info.dtype} is not a float of 16, 32 or 64 bits"
+            )
+        if len(info.shape) != order:
+            raise CheckpointError(f"{self.path}: {key}: shape {info.shape} must have {order} axes")
+        if 0 in info.shape:
+            raise CheckpointError(
+                f"{self.path}: {key}: shape {info.shape} is empty; was a sharded model saved?"
+            )
+        return info
+
+
+def open_tensors(folder: Path) -> TensorFile:
+    """Header of a folder's weights: ``adapter_model.safetensors``, else ``adapter_model.bin``.
+
+    The latter is unpickled with ``weights_only=True``, which runs no code, and memory-mapped where its format
+    allows.
+
+    Raises:
+        CheckpointError: Where both are missing, the weights are sharded, or the file is damaged.
+
+    Example:
+        >>> open_tensors(Path("nowhere"))
+        Traceback (most recent call last):
+        tntune.errors.CheckpointError: nowhere: has neither adapter_model.safetensors nor adapter_model.bin
+    """
+    if (folder / TENSORS_NAME).is_file():
+        return _open_safetensors(folder / TENSORS_NAME)
+    if (folder / BIN_NAME).is_file():
+        return _open_bin(folder / BIN_NAME)
+    for index in (f"{TENSORS_NAME}.index.json", f"{BIN_NAME}.index.json"):
+        if (folder / index).exists():
+            raise CheckpointError(f"{folder / index}: sharded weights are not read; save them as one file")
+    raise CheckpointError(f"{folder}: has neither {TENSORS_NAME} nor {BIN_NAME}")
+
+
+def check_values(key: str, value: Tensor) -> None:
+    """Raise unless a tensor may be written as a factor: floats of 16, 32 or 64 bits, all finite.
+
+    Raises:
+        DtypeError: For any other dtype; names the key.
+        NumericalError: For NaN or an infinity; names the key.
+
+    Example:
+        >>> check_values("z", torch.ones(2, dtype=torch.int64))
+        Traceback (most recent call last):
+        tntune.errors.DtypeError: z: dtype torch.int64 is not a float of 16, 32 or 64 bits
+    """
+    if value.dtype not in _FACTOR_DTYPES:
+        raise DtypeError(f"{key}: dtype {value.dtype} is not a float of 16, 32 or 64 bits")
+    if not bool(torch.isfinite(value).all()):
+        raise NumericalError(f"{key}: has entries that are NaN or infinite")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file: ``open_tensors(path.parent).load(key)`` gives ``tensors[key]`` bit for bit.
+
+    Raises:
+        OutputError: Where the disk refuses.
+
+    Example:
+        >>> write_tensors(Path("no-such-folder") / TENSORS_NAME, {"z": torch.ones(1)})  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        tntune.errors.OutputError: no-such-folder/adapter_model.safetensors: cannot be written: ...
+    """
+    # Cloned, since safetensors refuses tensors that share storage, and tied or sliced factors do.
+    content = {
+        key: value.detach().to("cpu").clone(memory_format=torch.contiguous_format)
+        for key, value in tensors.items()
+    }
+    try:
+        save_file(content, path, metadata={"format": "pt"})
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"{path}: cannot be written: {error}") from error
+
+
+def _open_safetensors(path: Path) -> TensorFile:
+    """The header of a safetensors file."""
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            keys = file.keys()
+            slices = [file.get_slice(key) for key in keys]
+            found = [(tuple(part.get_shape()), part.get_dtype()) for part in slices]
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: not a whole safetensors file: {error}") from error
+    entries = {}
+    for key, (shape, dtype) in zip(keys, found, strict=True):
+        if dtype not in _DTYPES:
+            raise CheckpointError(f"{path}: {key}: dtype {dtype} is not supported")
+        entries[key] = TensorInfo(shape, _DTYPES[dtype])
+
+    def read(key: str) -> Tensor:
+        try:
+            with safe_open(path, framework="pt", device="cpu") as file:
+                value: Tensor = file.get_tensor(key)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{path}: {key}: changed on disk since it was opened: {error}") from error
+        return value
+
+    return TensorFile(path, entries, read)
+
+
+def _open_bin(path: Path) -> TensorFile:
+    """The tensors of a pickled state dict, mapped rather than read."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # torch.load names no common base for what a damaged file raises
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise CheckpointError(f"{path}: cannot be read without running code: {reason}") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: must hold a dict of tensors, not {type(state).__name__}")
+    for key, value in state.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor) or value.layout != torch.strided:
+            raise CheckpointError(f"{path}: {key}: must be a dense tensor, not {type(value).__name__}")
+    entries = {key: TensorInfo(tuple(value.shape), value.dtype) for key, value in state.items()}
+
+    def read(key: str) -> Tensor:
+        value: Tensor = state[key]
+        return value.detach().clone()
+
+    return TensorFile(path, entries, read)

@@ -1,0 +1,54 @@
+"""Everything that tntune raises on purpose: each error is also the builtin a caller would expect."""
+
+__all__ = [
+    "CheckpointError",
+    "DtypeError",
+    "ModeError",
+    "NumericalError",
+    "OutputError",
+    "RankError",
+    "SpecError",
+    "TargetError",
+    "TntuneError",
+    "UnsupportedError",
+]
+
+
+class TntuneError(Exception):
+    """Base of every error that tntune raises on purpose."""
+
+
+class ModeError(TntuneError, ValueError):
+    """A shape or mode size does not fit; the message names the core or tensor and both sizes."""
+
+
+class RankError(TntuneError, ValueError):
+    """A TT-rank or rank rule cannot be met; the message carries the ranks and the limits."""
+
+
+class SpecError(TntuneError, ValueError):
+    """A map, layout or adapter specification contradicts itself or has an unknown key."""
+
+
+class DtypeError(TntuneError, TypeError):
+    """A dtype is not supported, or two tensors that must share a dtype or device do not."""
+
+
+class NumericalError(TntuneError, ArithmeticError):
+    """Non-finite or all-zero values, or a decomposition that did not converge."""
+
+
+class CheckpointError(TntuneError, ValueError):
+    """An adapter folder cannot be read; the message names the file, the key and the reason."""
+
+
+class OutputError(TntuneError, OSError):
+    """An output cannot be written, or exists already; nothing was changed."""
+
+
+class TargetError(TntuneError, LookupError):
+    """Target modules were not found or cannot be adapted; the message lists what was looked for."""
+
+
+class UnsupportedError(TntuneError, NotImplementedError):
+    """The operation does not exist for this map or activation; the message says what to do instead."""

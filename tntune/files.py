@@ -1,0 +1,194 @@
+"""Folders written all or nothing, and JSON read with suspicion."""
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from secrets import token_hex
+from typing import Any
+
+from tntune.errors import CheckpointError, OutputError, TntuneError
+
+__all__ = ["CARD_NAME", "CONFIG_NAME", "MAX_JSON_BYTES", "Json", "new_folder", "read_json", "write_json"]
+
+Json = dict[str, Any]
+
+CONFIG_NAME = "adapter_config.json"
+"""The file by which PEFT, and tntune, know an adapter folder."""
+
+CARD_NAME = "README.md"
+"""The file that the Hugging Face hub shows as the model card."""
+
+MAX_JSON_BYTES = 256 * 2**20
+
+
+@contextmanager
+def new_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
+    """All or nothing: ``path`` becomes what was written into the yielded folder, or stays as it was.
+
+    The yielded folder is a hidden sibling of ``path``, renamed onto it when the block ends. Any exception, an
+    interrupt too, removes it; a killed process leaves ``path`` alone and at most that sibling behind.
+
+    Args:
+        path: The folder to make; its parent must exist.
+        overwrite: Replace a folder that is there, provided that it is empty or holds an adapter. The old one
+            is moved aside first, put back where the new one cannot take its place, and removed at the end.
+
+    Yields:
+        The folder to write into.
+
+    Raises:
+        OutputError: Where ``path`` exists and may not be replaced, or the disk refuses; nothing was changed.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as parent:
+        ...     with new_folder(Path(parent) / "adapter") as folder:
+        ...         write_json(folder / "adapter_config.json", {"r": 8})
+        ...     read_json(Path(parent) / "adapter" / "adapter_config.json")
+        {'r': 8}
+    """
+    target = Path(os.path.abspath(path))
+    _check_target(target, overwrite)
+    draft = _sibling(target, "partial")
+    try:
+        draft.mkdir()
+        yield draft
+        _install(draft, target)
+    except TntuneError:
+        raise
+    except OSError as error:
+        raise OutputError(f"{target}: cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def write_json(path: str | os.PathLike[str], value: Json) -> None:
+    """Write an object as UTF-8 JSON: ``read_json(path) == value`` for string keys and finite numbers.
+
+    Raises:
+        OutputError: Where the value has no JSON form (NaN, an infinity, a tensor), or the disk refuses.
+
+    Example:
+        >>> write_json("unwritten.json", {"scale": float("nan")})  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        tntune.errors.OutputError: unwritten.json: has no JSON form: ...
+    """
+    try:
+        content = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False).encode() + b"\n"
+    except (TypeError, ValueError, RecursionError) as error:
+        raise OutputError(f"{path}: has no JSON form: {error}") from error
+    try:
+        Path(path).write_bytes(content)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def read_json(path: str | os.PathLike[str]) -> Json:
+    """Read an object that is the same to every reader: no key twice, no NaN, no number beyond float.
+
+    Raises:
+        CheckpointError: Naming the file and the reason: missing, longer than 256 MiB, not UTF-8, not JSON,
+            not an object, nested too deeply, a repeated key, a number that is not finite.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     write_json(Path(folder) / "config.json", {"r": 8})
+        ...     read_json(Path(folder) / "config.json")
+        {'r': 8}
+    """
+    hooks = _Hooks(path)
+    try:
+        value = json.loads(
+            _bounded_bytes(Path(path)).decode(),
+            object_pairs_hook=hooks.unique,
+            parse_constant=hooks.finite,
+            parse_float=hooks.finite,
+        )
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except RecursionError as error:
+        raise CheckpointError(f"{path}: nested too deeply") from error
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path}: not UTF-8: {error.reason} at byte {error.start}") from error
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: must hold an object, not {type(value).__name__}")
+    return value
+
+
+class _Hooks:
+    """What the JSON parser calls for objects and numbers; knows the file to name."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = path
+
+    def unique(self, pairs: list[tuple[str, Any]]) -> Json:
+        """The object of these pairs, unless a key comes twice."""
+        value: Json = {}
+        for key, item in pairs:
+            if key in value:
+                raise CheckpointError(f"{self.path}: {key}: key is repeated")
+            value[key] = item
+        return value
+
+    def finite(self, literal: str) -> float:
+        """The number, unless JSON or float has no such number."""
+        value = float(literal)
+        if not math.isfinite(value):
+            raise CheckpointError(f"{self.path}: {literal} is not a finite number")
+        return value
+
+
+def _bounded_bytes(path: Path) -> bytes:
+    """The content of a file, unless it is longer than any configuration."""
+    size = path.stat().st_size
+    if size > MAX_JSON_BYTES:
+        raise CheckpointError(f"{path}: {size} bytes of JSON; at most {MAX_JSON_BYTES} are read")
+    return path.read_bytes()
+
+
+def _check_target(target: Path, overwrite: bool) -> None:
+    """Raise unless the folder may be made or replaced."""
+    if not target.parent.is_dir():
+        raise OutputError(f"{target}: the parent folder {target.parent} does not exist")
+    if target.is_symlink():
+        raise OutputError(f"{target}: is a symbolic link; name the folder itself")
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise OutputError(f"{target}: exists and is not a folder")
+    if not overwrite:
+        raise OutputError(f"{target}: exists already; choose another path or allow overwriting")
+    if any(target.iterdir()) and not (target / CONFIG_NAME).is_file():
+        raise OutputError(f"{target}: holds no {CONFIG_NAME}, so it is no adapter and is not replaced")
+
+
+def _install(draft: Path, target: Path) -> None:
+    """Rename the draft onto the target; an old target is moved aside, and back where that fails."""
+    if not target.exists():
+        draft.rename(target)
+        return
+    aside = _sibling(target, "old")
+    target.rename(aside)
+    try:
+        draft.rename(target)
+    except BaseException:
+        aside.rename(target)
+        raise
+    try:
+        shutil.rmtree(aside)
+    except OSError as error:
+        raise OutputError(f"{target}: written, but the old folder remains as {aside}: {error}") from error
+
+
+def _sibling(target: Path, role: str) -> Path:
+    """A fresh hidden name beside the target, so that renaming stays on one file system."""
+    return target.parent / f".{target.name}.{token_hex(4)}.{role}"

@@ -1,0 +1,99 @@
+"""build_map: a map of a named method for given sizes, with modes and ranks chosen for it."""
+
+from collections.abc import Sequence
+
+from tntune.errors import SpecError
+from tntune.maps.base import Shape, WeightMap
+from tntune.maps.latent import Latent
+from tntune.maps.latent_train import LatentTrain
+from tntune.maps.layout import Concat, Geometry, Joined, Layout, exact_modes
+from tntune.maps.lora import LoRA
+from tntune.maps.tensorguide import TensorGuide
+from tntune.maps.tt_lora import TTLoRA
+from tntune.tt.rank_rule import RankRule
+
+__all__ = ["CONCAT", "DEFAULT_LAYOUT", "DEFAULT_RANK", "build_map", "capped_ranks"]
+
+CONCAT = "concat"
+DEFAULT_LAYOUT = "side f1 f2 w"
+DEFAULT_RANK = 8
+_CONCAT_ORDER = 4
+
+
+def build_map(
+    method: str,
+    geometry: Geometry,
+    *,
+    rank: int | None = None,
+    layout: str | None = None,
+    latent: str = "none",
+    seed: int = 0,
+    start: str = "zero",
+) -> WeightMap:
+    """A map of this method and these sizes; whatever is not given is chosen, and :func:`repr` shows it.
+
+    Args:
+        method: ``"tensorguide"``, ``"tt_lora"`` or ``"lora"``.
+        geometry: ``(in_features, out_features, width)``.
+        rank: Upper bound of every TT-rank, by default 8.
+        layout: ``"concat"`` or a joined pattern, by default ``"side f1 f2 w"``; TensorGuide only.
+        latent: Mode of the latent; latent legs have size 2 at inner cores and 1 at the ends.
+        seed: Seed of the latent.
+        start: How the map starts.
+
+    Raises:
+        SpecError: For an unknown method, or an option that the method does not have.
+
+    Example:
+        >>> guide = build_map("tensorguide", Geometry(768, 768, 8), rank=4)
+        >>> guide.layout.modes, guide.ranks, guide.num_parameters
+        ((2, 32, 24, 8), (1, 2, 4, 4, 1), 676)
+    """
+    if method == "tensorguide":
+        chosen = make_layout(layout or DEFAULT_LAYOUT, geometry)
+        ranks = capped_ranks(chosen.modes, rank or DEFAULT_RANK)
+        return TensorGuide(*geometry, chosen, ranks, _latent(latent, len(chosen.modes), seed), start)
+    if layout is not None:
+        raise SpecError(f"method {method!r} has no layout, but {layout!r} was given")
+    if method == "tt_lora":
+        modes = (*exact_modes(geometry.in_features, 2), geometry.width)
+        down = _train(modes, rank, latent, 2 * seed)
+        up = _train((geometry.width, *exact_modes(geometry.out_features, 2)), rank, latent, 2 * seed + 1)
+        return TTLoRA(*geometry, down, up, start)
+    if method == "lora":
+        if rank is not None or latent != "none":
+            raise SpecError(
+                f"method 'lora' has neither TT-rank nor latent, but rank={rank}, latent={latent!r}"
+            )
+        return LoRA(*geometry, start)
+    raise SpecError(f"method must be one of tensorguide, tt_lora, lora, not {method!r}")
+
+
+def make_layout(pattern: str, geometry: Geometry) -> Layout:
+    """``"concat"`` or a joined pattern, with modes chosen for these sizes."""
+    if pattern == CONCAT:
+        return Concat(
+            exact_modes(geometry.width * (geometry.in_features + geometry.out_features), _CONCAT_ORDER)
+        )
+    return Joined.auto(pattern, geometry)
+
+
+def capped_ranks(modes: Sequence[int], rank: int) -> Shape:
+    """All K + 1 ranks: ``rank`` inside, lowered to what the modes allow, 1 at both ends.
+
+    Example:
+        >>> capped_ranks((2, 24, 16, 8), 10)
+        (1, 2, 10, 8, 1)
+    """
+    return (1, *RankRule(max_rank=rank).caps(modes), 1)
+
+
+def _train(modes: Shape, rank: int | None, latent: str, seed: int) -> LatentTrain:
+    return LatentTrain(modes, capped_ranks(modes, rank or DEFAULT_RANK), _latent(latent, len(modes), seed))
+
+
+def _latent(mode: str, order: int, seed: int) -> Latent:
+    if mode == "none":
+        return Latent()
+    sizes = (1, *[2] * (order - 2), 1) if order > 2 else (2,) * order
+    return Latent(mode, sizes, seed)

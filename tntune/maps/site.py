@@ -1,0 +1,140 @@
+"""Site: all that is known of one adapted layer without its tensors, as a checkpoint stores it."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tntune.errors import ModeError, RankError, SpecError
+from tntune.maps.activation import activation
+from tntune.maps.base import Factors, Shapes, Tensors, WeightMap
+from tntune.maps.codec import decode_map, encode
+
+__all__ = [
+    "FORMAT_VERSION",
+    "GENERATOR_KEY",
+    "PEFT_TYPE",
+    "Site",
+    "site_config",
+    "site_key",
+    "sites_from_config",
+]
+
+GENERATOR_KEY = "tensorguide_gen"
+"""Name of the container that holds a layer's map tensors, in modules and in checkpoint keys."""
+
+
+PEFT_TYPE = "TENSORGUIDE"
+"""What ``adapter_config.json`` calls folders of ours."""
+
+FORMAT_VERSION = 1
+"""Version of the folder format; a reader refuses newer ones."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """``y = base(x) + scale * up σ(down x)`` with the factors of ``map``.
+
+    Attributes:
+        map: The map of one layer.
+        scale: s, finite.
+        activation: Name of σ.
+
+    Raises:
+        SpecError: For an unknown activation, a scale that is not finite, or a latent mean under a
+            nonlinear σ, where it does not exist.
+
+    Example:
+        >>> from tntune.maps.lora import LoRA
+        >>> site = Site(LoRA(4, 3, 2), scale=0.5)
+        >>> Site.from_json(site.to_json()) == site
+        True
+    """
+
+    map: WeightMap
+    scale: float = 1.0
+    activation: str = "identity"
+
+    def __post_init__(self) -> None:
+        sigma = activation(self.activation)
+        if (
+            isinstance(self.scale, bool)
+            or not isinstance(self.scale, int | float)
+            or not math.isfinite(self.scale)
+        ):
+            raise SpecError(f"scale must be a finite number, not {self.scale!r}")
+        object.__setattr__(self, "scale", float(self.scale))
+        if self.map.factor_width != self.map.width and not sigma.linear:
+            raise SpecError(
+                f"the mean over a latent is exact only for a linear activation, not {self.activation!r}"
+            )
+
+    def tensor_shapes(self) -> Shapes:
+        """Shapes of all tensors of the map by flat name."""
+        return self.map.tensor_shapes
+
+    def factors(self, tensors: Tensors) -> Factors:
+        """The factors from params and fixed in one dictionary."""
+        return self.map.factors(tensors, tensors)
+
+    def to_json(self) -> dict[str, object]:
+        """What :meth:`from_json` reads."""
+        return {"map": encode(self.map), "scale": self.scale, "activation": self.activation}
+
+    @classmethod
+    def from_json(cls, obj: object) -> "Site":
+        """The site that ``obj`` describes; :class:`SpecError` names an unknown or missing key."""
+        if not isinstance(obj, dict) or set(obj) != {"map", "scale", "activation"}:
+            raise SpecError(f"a site has the keys map, scale, activation, not {obj!r:.120}")
+        return cls(decode_map(obj["map"]), obj["scale"], obj["activation"])
+
+
+def site_key(module: str, name: str) -> str:
+    """The checkpoint key of a module's map tensor.
+
+    Example:
+        >>> site_key("h.0.attn", "tt_core_1")
+        'base_model.model.h.0.attn.tensorguide_gen.tt_core_1'
+    """
+    return f"base_model.model.{module}.{GENERATOR_KEY}.{name}"
+
+
+def site_config(sites: Mapping[str, Site]) -> dict[str, Any]:
+    """The entries of ``adapter_config.json`` for these sites; :func:`sites_from_config` reads them."""
+    return {
+        "peft_type": PEFT_TYPE,
+        "format_version": FORMAT_VERSION,
+        "target_modules": list(sites),
+        "sites": {name: site.to_json() for name, site in sites.items()},
+    }
+
+
+def sites_from_config(config: Mapping[str, Any]) -> dict[str, Site]:
+    """The sites of a configuration: ``sites_from_config(site_config(sites)) == sites``.
+
+    Raises:
+        SpecError: For another ``peft_type``, a newer format, no sites, or a site that cannot be read.
+
+    Example:
+        >>> from tntune.maps.lora import LoRA
+        >>> sites = {"h.0.attn": Site(LoRA(4, 3, 2))}
+        >>> sites_from_config(site_config(sites)) == sites
+        True
+    """
+    if config.get("peft_type") != PEFT_TYPE:
+        raise SpecError(f"peft_type: must be {PEFT_TYPE!r}, not {config.get('peft_type')!r:.80}")
+    version = config.get("format_version")
+    if isinstance(version, bool) or not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:
+        raise SpecError(
+            f"format_version: must be at most {FORMAT_VERSION}, not {version!r:.80}; update tntune"
+        )
+    described = config.get("sites")
+    if not isinstance(described, dict) or not described:
+        raise SpecError("sites: must be an object with one entry for each adapted module")
+    sites = {}
+    for name, obj in described.items():
+        try:
+            sites[name] = Site.from_json(obj)
+        except (SpecError, ModeError, RankError) as error:
+            raise SpecError(f"sites[{name!r}]: {error}") from error
+    return sites

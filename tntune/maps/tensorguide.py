@@ -1,0 +1,202 @@
+"""TensorGuide: one tensor train generates both matrices of an adapter."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from tntune.contract.plan import Plan
+from tntune.errors import SpecError
+from tntune.maps.base import Factors, Shape, Shapes, Tensors, WeightMap, positive
+from tntune.maps.latent import Latent
+from tntune.maps.latent_train import LatentTrain, gather
+from tntune.maps.layout import Concat, Geometry, Layout, Selection
+from tntune.tt.decompose import tt_svd
+from tntune.tt.rank_rule import RankRule
+
+__all__ = ["TensorGuide"]
+
+_STARTS = ("zero", "random", "paper", "published")
+
+
+@dataclass(frozen=True)
+class TensorGuide(WeightMap):
+    """``[W1, W2] = TT(z; G_1 .. G_K)``: both factors are read from one train.
+
+    Attributes:
+        in_features: D.
+        out_features: Q.
+        width: M.
+        layout: Which entry of the train is which entry of the factors.
+        ranks: TT-ranks r_0 .. r_K.
+        latent: What feeds the latent legs; by default nothing does.
+        start: ``"zero"``: ΔW = 0 at the start with non-zero gradients; the slice of the one core that
+            makes up is zeroed, or, where the layout has no such slice, the frozen start is subtracted
+            from up. ``"random"``: as ``"zero"`` without that. Both scale the cores so that down has the
+            variance 1 / (3 D) of a LoRA's. ``"paper"``: Xavier-uniform cores. ``"published"``: 0.1 randn.
+
+    Raises:
+        ModeError: Where the layout cannot hold the factors.
+        RankError, SpecError: Where ranks, latent and layout do not fit together.
+
+    Example:
+        >>> guide = TensorGuide.concat(512, 2, 1024, modes=(16, 8, 257, 16), ranks=(1, 2, 2, 1, 1),
+        ...                            latent=Latent("fixed", (1, 2, 2, 1)))
+        >>> guide.num_parameters
+        1140
+
+    Reference: Qi et al. (arXiv 2506.16456), eq. 3 and Table 1.
+    """
+
+    kind: ClassVar[str] = "tensorguide"
+
+    in_features: int
+    out_features: int
+    width: int
+    layout: Layout
+    ranks: Shape
+    latent: Latent = field(default=Latent())
+    start: str = "zero"
+    train: LatentTrain = field(init=False, repr=False, compare=False)
+    _plans: tuple[tuple[Selection, Plan], ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        for name in ("in_features", "out_features", "width"):
+            positive(name, getattr(self, name))
+        if not isinstance(self.layout, Layout) or not isinstance(self.latent, Latent):
+            raise SpecError("a TensorGuide needs a layout and a latent")
+        if self.start not in _STARTS:
+            raise SpecError(f"start must be one of {', '.join(_STARTS)}, not {self.start!r}")
+        self.layout.check(self.geometry)
+        train = LatentTrain(self.layout.modes, self.ranks, self.latent)
+        object.__setattr__(self, "train", train)
+        object.__setattr__(self, "ranks", train.ranks)
+        plans = tuple((s, self._plan(s)) for s in self.layout.selections(self.geometry))
+        object.__setattr__(self, "_plans", plans)
+
+    @classmethod
+    def concat(
+        cls,
+        in_features: int,
+        out_features: int,
+        width: int,
+        *,
+        modes: Shape,
+        ranks: Shape,
+        latent: Latent = Latent(),  # noqa: B008 - a frozen value
+        start: str = "zero",
+    ) -> "TensorGuide":
+        """A TensorGuide in the paper's flat layout."""
+        return cls(in_features, out_features, width, Concat(modes), ranks, latent, start)
+
+    @property
+    def geometry(self) -> Geometry:
+        """``(in_features, out_features, width)``."""
+        return Geometry(self.in_features, self.out_features, self.width)
+
+    @property
+    def sites(self) -> int:
+        return self.layout.sites
+
+    @property
+    def factor_width(self) -> int:
+        return self.width * (self.latent.size if self.latent.mode == "mean" else 1)
+
+    @property
+    def plans(self) -> tuple[Plan, ...]:
+        """The contractions of one call of :meth:`factors`."""
+        return tuple(plan for _, plan in self._plans)
+
+    @property
+    def subtracts_start(self) -> bool:
+        """Whether the zero start is made by subtracting a frozen copy of the first cores from up."""
+        return self.start == "zero" and self.layout.up_entries(self.geometry) is None
+
+    @property
+    def param_shapes(self) -> Shapes:
+        return self.train.param_shapes("tt_")
+
+    @property
+    def fixed_shapes(self) -> Shapes:
+        start = self.train.param_shapes("tt_start_") if self.subtracts_start else {}
+        return {**self.train.fixed_shapes("tt_"), **start}
+
+    @property
+    def latent_names(self) -> tuple[str, ...]:
+        return tuple(self.train.fixed_shapes("tt_"))
+
+    @property
+    def resampled(self) -> tuple[str, ...]:
+        return self.latent_names if self.latent.mode == "resample" else ()
+
+    def init(
+        self, generator: torch.Generator | None = None, *, dtype: torch.dtype = torch.float32
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        cores = self.train.init_cores(self.start, 1 / (3 * self.in_features), generator, dtype)
+        if self.start == "zero":
+            self._silence_up(cores)
+        return self._named(cores, frozen=cores)
+
+    def factors(self, params: Tensors, fixed: Tensors) -> Factors:
+        down, up = self._factors([params[name] for name in self.train.names("tt_")], fixed)
+        if self.subtracts_start:
+            start = [fixed[name].detach() for name in self.train.names("tt_start_")]
+            up = up - self._factors(start, fixed).up
+        return Factors(down, up)
+
+    def from_factors(self, down: Tensor, up: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """``(params, fixed)`` by TT-SVD of ``(down, up)`` at our ranks; exact where the ranks suffice.
+
+        The latent is undone exactly, a frozen start is set to zero. Cost: one TT-SVD of M (D + Q) entries.
+        """
+        self.check_factors(down, up)
+        target = self.layout.write(down, up)
+        wanted = RankRule(ranks=self.ranks[1:-1]) if self.train.order > 1 else RankRule()
+        cores = self.train.lift(tt_svd(target, wanted).value)
+        return self._named(cores, frozen=[torch.zeros_like(core) for core in cores])
+
+    def _named(
+        self, cores: list[Tensor], frozen: list[Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        params = dict(zip(self.train.names("tt_"), cores, strict=True))
+        fixed = self.train.fixed("tt_")
+        if self.subtracts_start:
+            copies = [core.clone() for core in frozen]
+            fixed.update(zip(self.train.names("tt_start_"), copies, strict=True))
+        return params, fixed
+
+    def _silence_up(self, cores: list[Tensor]) -> None:
+        """Zero, in place, the entries of the one core that make up, where the layout has such a core."""
+        found = self.layout.up_entries(self.geometry)
+        if found is not None:
+            k, entries = found
+            cores[k].index_fill_(-2, entries, 0)
+
+    def _plan(self, selection: Selection) -> Plan:
+        legs = [[(name, length) for name, _, _, length in mode] for mode in selection.legs]
+        return self.train.contraction(legs, selection.output)
+
+    def _factors(self, named: list[Tensor], fixed: Tensors) -> Factors:
+        cores, own = gather(named)
+        lead = (self.latent.size,) if self.latent.mode == "mean" else ()
+        parts = tuple(
+            self.train.generate(run, _sliced(cores, selection), fixed, "tt_").reshape(lead + selection.shape)
+            for selection, run in self._plans
+        )
+        down, up = self.layout.read(parts, self.geometry)
+        if lead:  # (n, sites, M, D) and (n, sites, Q, M) side by side: (sites, n M, D) and (sites, Q, n M)
+            down = down.movedim(0, 1).flatten(1, 2)
+            up = up.movedim(0, -2).flatten(-2)
+        return Factors(down.to(own), up.to(own))
+
+
+def _sliced(cores: list[Tensor], selection: Selection) -> list[Tensor]:
+    """Each core with its mode split into legs, and each leg cut to what the selection generates."""
+    views = []
+    for core, legs in zip(cores, selection.legs, strict=True):
+        view = core.reshape(*core.shape[:-2], *(size for _, size, _, _ in legs), core.shape[-1])
+        for axis, (_, size, start, length) in enumerate(legs, core.ndim - 2):
+            view = view if length == size else view.narrow(axis, start, length)
+        views.append(view)
+    return views
