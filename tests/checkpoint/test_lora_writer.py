@@ -108,6 +108,13 @@ def test_what_concerns_the_base_model_is_carried(tmp_path: Path) -> None:
     assert (tmp_path / "lora" / "README.md").read_text(encoding="utf-8") == "# Card é\n"
 
 
+def test_files_have_the_usual_permissions(tmp_path: Path) -> None:
+    write_lora(tmp_path / "lora", [entry("fc")], base_config={})
+    (tmp_path / "plain").touch()
+    modes = {file.stat().st_mode for file in (tmp_path / "lora").iterdir()}
+    assert modes == {(tmp_path / "plain").stat().st_mode}
+
+
 def test_no_card_no_file(tmp_path: Path) -> None:
     write_lora(tmp_path / "lora", [entry("fc")], base_config={})
     assert {file.name for file in (tmp_path / "lora").iterdir()} == {
@@ -172,8 +179,15 @@ REFUSED: dict[str, tuple[list[LoraEntry], dict[str, Any], type[TntuneError], str
         [entry("fc")],
         {"passthrough": CARRIED, "base_config": {"embeddings": {"other": 1.0}}},
         SpecError,
-        "wte: embeddings of the configuration has no scale for it",
+        "wte: embeddings of the configuration must have its scale, not None",
     ),
+    "not this rank": (
+        [entry("fc")],
+        {"passthrough": CARRIED, "base_config": {"r": 8, "lora_alpha": 8}},
+        SpecError,
+        "wte: has rank 4, the configuration says 8",
+    ),
+    "card": ([entry("fc")], {"card": "\ud800"}, OutputError, "has no UTF-8 form"),
     "no JSON": ([entry("fc")], {"base_config": {"revision": math.nan}}, OutputError, "has no JSON form"),
 }
 

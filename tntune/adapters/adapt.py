@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from tntune.adapters.generator import FactorGenerator
-from tntune.adapters.linear import AdaptedLinear
+from tntune.adapters.linear import AdaptedLinear, check_fit
 from tntune.adapters.spec import AdapterSpec, check_target
-from tntune.errors import TargetError
+from tntune.errors import SpecError, TargetError, UnsupportedError
 from tntune.maps.site import Site
 
 __all__ = ["adapt", "adapted_layers", "install", "merge", "set_enabled", "unload", "unmerge"]
@@ -36,7 +36,8 @@ def adapt(
         ``model`` itself.
 
     Raises:
-        TargetError: Where a target is missing or cannot be adapted.
+        TargetError: Where a target is missing or cannot be adapted, or none is named.
+        ModeError, SpecError: Where a site does not fit its module.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 4))
@@ -57,21 +58,32 @@ def adapt(
 def install(model: nn.Module, sites: Mapping[str, Site], tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
     """Wrap the named modules with these sites and tensors; all of them or, on an error, none.
 
+    A module that the model holds at several places is wrapped once, and adapted at all of them.
+
     Raises:
-        TargetError: Where a path does not exist or cannot be adapted.
-        ModeError, SpecError: Where a map does not fit its module, or tensors do not fit their map.
+        TargetError: Where no path is given, or one does not exist or cannot be adapted.
+        ModeError, DtypeError, SpecError: Where a map does not fit its module, or tensors not their map.
+
+    Example:
+        >>> from tntune.maps.lora import LoRA
+        >>> model = nn.Sequential(nn.Linear(4, 3))
+        >>> install(model, {"0": Site(LoRA(4, 3, 1))}, {"0": {
+        ...     "lora_down": torch.ones(1, 4), "lora_up": torch.ones(3, 1)}})
+        >>> model[0].delta_weight().sum().item()
+        12.0
     """
     modules = dict(model.named_modules())
     missing = sorted(set(sites) - set(modules))
-    if missing:
-        raise TargetError(f"{type(model).__name__} has no modules {missing}")
-    for name in sites:
-        check_target(name, modules)
-    layers = {name: _layer(modules[name], site, tensors[name]) for name, site in sites.items()}
+    if missing or not sites:
+        raise TargetError(f"{type(model).__name__} has no modules {missing}, or none was named")
+    if set(tensors) != set(sites):
+        raise SpecError(f"there are tensors for {sorted(tensors)}, but sites for {sorted(sites)}")
+    generators = {name: _generator(name, modules, site, tensors[name]) for name, site in sites.items()}
     model.requires_grad_(False)
-    for name, layer in layers.items():
-        _replace(model, modules[name], layer)
-        layer.generator.requires_grad_(True)
+    for name, site in sites.items():
+        base, generator = modules[name], generators[name].requires_grad_(True)
+        layer = AdaptedLinear(base, generator, scale=site.scale, activation=site.activation)
+        _replace(model, base, layer)
 
 
 def adapted_layers(model: nn.Module) -> Iterator[tuple[str, AdaptedLinear]]:
@@ -79,6 +91,11 @@ def adapted_layers(model: nn.Module) -> Iterator[tuple[str, AdaptedLinear]]:
 
     Raises:
         TargetError: Where there is none, so that nothing built on this is silently empty.
+
+    Example:
+        >>> model = adapt(nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 4)), AdapterSpec())
+        >>> [name for name, _ in adapted_layers(model)]
+        ['0', '2']
     """
     found = [(name, module) for name, module in model.named_modules() if isinstance(module, AdaptedLinear)]
     if not found:
@@ -87,8 +104,23 @@ def adapted_layers(model: nn.Module) -> Iterator[tuple[str, AdaptedLinear]]:
 
 
 def set_enabled(model: nn.Module, enabled: bool) -> None:
-    """Switch all adapters on or off; off, the model is its base, bit for bit, unless merged."""
-    for _, layer in adapted_layers(model):
+    """Switch all adapters on or off; off, the model is its base, bit for bit.
+
+    Raises:
+        UnsupportedError: Where an adapter is merged; nothing is changed.
+
+    Example:
+        >>> model = adapt(nn.Sequential(nn.Linear(12, 8)), AdapterSpec(start="random"))
+        >>> x = torch.ones(1, 12)
+        >>> set_enabled(model, False)
+        >>> bool((model(x) == model[0].base(x)).all())
+        True
+    """
+    layers = list(adapted_layers(model))
+    merged = [name for name, layer in layers if layer.merged]
+    if merged:
+        raise UnsupportedError(f"adapters are merged into {merged}; unmerge the model first")
+    for _, layer in layers:
         layer.enabled = enabled
 
 
@@ -96,8 +128,16 @@ def merge(model: nn.Module) -> None:
     """Merge every adapter into its base; where one cannot be, none is.
 
     Raises:
-        UnsupportedError: Where an activation is not linear.
+        UnsupportedError: Where an activation is not linear, or an adapter is switched off.
         NumericalError: Where a merged weight would not be finite.
+
+    Example:
+        >>> model = adapt(nn.Sequential(nn.Linear(12, 8)), AdapterSpec(start="random"))
+        >>> x = torch.ones(1, 12)
+        >>> before = model(x)
+        >>> merge(model)
+        >>> torch.allclose(model[0].base(x), before, atol=1e-6)
+        True
     """
     done: list[AdaptedLinear] = []
     try:
@@ -112,31 +152,58 @@ def merge(model: nn.Module) -> None:
 
 
 def unmerge(model: nn.Module) -> None:
-    """Undo :func:`merge`: every base has its own weight again, bit for bit."""
+    """Undo :func:`merge`: every base has its own weight again, bit for bit.
+
+    Example:
+        >>> model = adapt(nn.Sequential(nn.Linear(12, 8)), AdapterSpec(start="random"))
+        >>> weight = model[0].base.weight
+        >>> merge(model)
+        >>> unmerge(model)
+        >>> model[0].base.weight is weight
+        True
+    """
     for _, layer in adapted_layers(model):
         layer.unmerge()
 
 
 def unload(model: nn.Module) -> nn.Module:
-    """Take the wrappers out: merged adapters stay in the weights, others are dropped. Returns ``model``."""
+    """Take the wrappers out: merged adapters stay in the weights, others are dropped.
+
+    The weights stay frozen, as :func:`adapt` left them.
+
+    Returns:
+        ``model`` itself.
+
+    Example:
+        >>> unload(adapt(nn.Sequential(nn.Linear(12, 8)), AdapterSpec()))
+        Sequential(
+          (0): Linear(in_features=12, out_features=8, bias=True)
+        )
+    """
     for _, layer in adapted_layers(model):
         _replace(model, layer, layer.base)
     return model
 
 
-def _layer(base: nn.Module, site: Site, tensors: Mapping[str, Tensor]) -> AdaptedLinear:
-    weight = base.weight
-    assert isinstance(weight, Tensor)
-    params = {name: tensors[name] for name in site.map.param_shapes if name in tensors}
-    fixed = {name: tensor for name, tensor in tensors.items() if name not in params}
-    generator = FactorGenerator(site.map, params, fixed).to(weight.device)
-    return AdaptedLinear(base, generator, scale=site.scale, activation=site.activation)
+def _generator(
+    name: str, modules: Mapping[str, nn.Module], site: Site, tensors: Mapping[str, Tensor]
+) -> FactorGenerator:
+    """The generator of one site on its base's device, once it is known to fit."""
+    check_target(name, modules)
+    check_fit(modules[name], site.map)
+    if site.map.sites != 1:
+        raise SpecError(f"{name}: its map serves {site.map.sites} layers; each layer needs a map of its own")
+    params = {key: tensors[key] for key in site.map.param_shapes if key in tensors}
+    fixed = {key: tensor for key, tensor in tensors.items() if key not in params}
+    weight = modules[name].weight
+    assert isinstance(weight, Tensor)  # check_fit saw it
+    return FactorGenerator(site.map, params, fixed).to(weight.device)
 
 
 def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put ``new`` wherever ``old`` is a child: a module that is used at several places is adapted at all."""
+    """Put ``new`` wherever ``old`` is a child, also twice in one owner."""
     for owner in list(model.modules()):
-        for name, child in list(owner.named_children()):
+        for name, child in list(owner._modules.items()):
             if child is old and owner is not new:
-                new.train(owner.training)
+                new.train(old.training)
                 setattr(owner, name, new)

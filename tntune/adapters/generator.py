@@ -1,18 +1,19 @@
 """FactorGenerator: the trainable tensors of one map as a torch module."""
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 
 import tltorch
 import torch
 from torch import Tensor, nn
 
-from tntune.errors import ModeError, SpecError
-from tntune.maps.base import Factors, WeightMap
+from tntune.errors import DtypeError, ModeError, SpecError
+from tntune.maps.base import Factors, Tensors, WeightMap
 from tntune.maps.latent_train import LatentTrain
 from tntune.maps.tensorguide import TensorGuide
 from tntune.maps.tt_lora import TTLoRA
 
-__all__ = ["FactorGenerator"]
+__all__ = ["FactorGenerator", "without_autocast"]
 
 
 class FactorGenerator(nn.Module):
@@ -20,9 +21,9 @@ class FactorGenerator(nn.Module):
 
     Parameters and buffers carry the flat names of the map (``tt_core_0``, ``tt_latent``). Go through the
     call, never through the parameters, in a forward: hooks of DDP and FSDP sit on the call. A latent
-    keeps its dtype when the module is cast, so z is never rounded. In training a latent of mode
-    ``"resample"`` is drawn afresh at every call from torch's generator, which checkpointing and
-    ``torch.compile`` treat as they treat dropout.
+    keeps its dtype when the module is cast, so z is never rounded, and autocast does not reach the
+    contraction. In training a latent of mode ``"resample"`` is drawn afresh at every call from torch's
+    generator, which checkpointing and ``torch.compile`` treat as they treat dropout.
 
     Args:
         map: The map.
@@ -32,6 +33,7 @@ class FactorGenerator(nn.Module):
     Raises:
         SpecError: Where names are missing or unknown.
         ModeError: Where a tensor has not the shape that the map says.
+        DtypeError: Where a tensor does not hold floats.
 
     Example:
         >>> from tntune.maps.lora import LoRA
@@ -60,10 +62,13 @@ class FactorGenerator(nn.Module):
 
     def forward(self) -> Factors:
         """The factors of all sites, in the dtype and on the device of the params."""
-        fixed = {name: getattr(self, name) for name in self.map.fixed_shapes}
-        if self.training:
-            fixed.update({name: torch.randn_like(fixed[name]) for name in self.map.resampled})
-        return self.map.factors({name: getattr(self, name) for name in self.map.param_shapes}, fixed)
+        if not self.training:
+            return self.stored()
+        return self._factors({name: torch.randn_like(getattr(self, name)) for name in self.map.resampled})
+
+    def stored(self) -> Factors:
+        """The factors at the stored latent, in training too: what evaluation uses and what is merged."""
+        return self._factors({})
 
     def tensors(self) -> dict[str, Tensor]:
         """Params and fixed, detached, by flat name: what a checkpoint stores."""
@@ -88,6 +93,13 @@ class FactorGenerator(nn.Module):
         """The map."""
         return repr(self.map)
 
+    def _factors(self, drawn: Tensors) -> Factors:
+        """The map's factors, with these latents in place of the stored ones, at full precision."""
+        params = {name: getattr(self, name) for name in self.map.param_shapes}
+        fixed = {name: getattr(self, name) for name in self.map.fixed_shapes}
+        with without_autocast(next(iter(params.values())).device):
+            return self.map.factors(params, {**fixed, **drawn})
+
     def _tensor_train(self, train: LatentTrain, prefix: str) -> nn.Module:
         if train.ranks[0] != 1 or train.ranks[-1] != 1:
             raise SpecError(
@@ -110,6 +122,20 @@ class FactorGenerator(nn.Module):
         return self
 
 
+def without_autocast(device: torch.device) -> AbstractContextManager[None]:
+    """A block in which arithmetic keeps its dtype, inside ``torch.autocast`` too.
+
+    Example:
+        >>> x = torch.ones(2, 2)
+        >>> with torch.autocast("cpu"), without_autocast(x.device):
+        ...     (x @ x).dtype
+        torch.float32
+    """
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
 def _check(what: str, shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]) -> None:
     missing, unknown = sorted(set(shapes) - set(tensors)), sorted(set(tensors) - set(shapes))
     if missing or unknown:
@@ -117,3 +143,5 @@ def _check(what: str, shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[st
     for name, shape in shapes.items():
         if tuple(tensors[name].shape) != shape:
             raise ModeError(f"{what}: {name} has shape {tuple(tensors[name].shape)}, the map needs {shape}")
+        if not tensors[name].is_floating_point():
+            raise DtypeError(f"{what}: {name} is {tensors[name].dtype}, the map needs floats")

@@ -1,16 +1,18 @@
 """AdaptedLinear: a frozen linear layer and one map beside it."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tntune.adapters.generator import FactorGenerator
+from tntune.adapters.generator import FactorGenerator, without_autocast
 from tntune.errors import ModeError, NumericalError, TargetError, UnsupportedError
 from tntune.maps.activation import activation
-from tntune.maps.base import Factors
+from tntune.maps.base import Factors, WeightMap
 from tntune.maps.site import Site
 
-__all__ = ["AdaptedLinear", "features", "is_transposed"]
+__all__ = ["AdaptedLinear", "check_fit", "features", "is_transposed"]
 
 
 class AdaptedLinear(nn.Module):
@@ -51,9 +53,7 @@ class AdaptedLinear(nn.Module):
         site: int = 0,
     ) -> None:
         super().__init__()
-        wanted = (generator.map.in_features, generator.map.out_features)
-        if features(base) != wanted:
-            raise ModeError(f"the base maps {features(base)} features, the adapter {wanted}")
+        check_fit(base, generator.map)
         if not 0 <= site < generator.map.sites:
             raise ModeError(f"site {site} is outside the {generator.map.sites} sites of the map")
         self.spec = Site(generator.map, scale, activation)
@@ -61,12 +61,27 @@ class AdaptedLinear(nn.Module):
         self.base = base.requires_grad_(False)
         self.generator = generator
         self.enabled = True
-        self._unmerged: nn.Parameter | None = None
+        self._unmerged: list[
+            nn.Parameter
+        ] = []  # a list, so that a state dict has the same names merged or not
+        self.register_forward_pre_hook(_called)
+
+    @property
+    def weight(self) -> Tensor:
+        """The base's weight, for code that asks a layer for its dtype or device."""
+        weight: Tensor = self.base.weight  # type: ignore[assignment]
+        return weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The base's bias."""
+        bias: Tensor | None = self.base.bias  # type: ignore[assignment]
+        return bias
 
     @property
     def merged(self) -> bool:
         """Whether the adapter is in the base's weight at present."""
-        return self._unmerged is not None
+        return bool(self._unmerged)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(..., in_features)`` to ``(..., out_features)``, in the dtype of the base's output."""
@@ -80,11 +95,12 @@ class AdaptedLinear(nn.Module):
 
     def factors(self) -> Factors:
         """This layer's down ``(width, in)`` and up ``(out, width)``."""
-        down, up = self.generator()
-        return Factors(down[self.site], up[self.site])
+        return self._own(self.generator())
 
     def delta_weight(self) -> Tensor:
         """``ΔW = scale * up @ down``, ``(out_features, in_features)``, in float32 at least.
+
+        In training too the stored latent makes it, never one that is drawn for a step.
 
         Raises:
             UnsupportedError: Where σ is not linear, so that no matrix equals the adapter.
@@ -95,9 +111,10 @@ class AdaptedLinear(nn.Module):
                 f"an adapter with activation {sigma.name!r} is not a matrix, it has no delta to merge or "
                 "export; keep it as a layer, or train with activation 'identity'"
             )
-        down, up = self.factors()
+        down, up = self._own(self.generator.stored())
         wide = torch.promote_types(up.dtype, torch.float32)
-        return self.spec.scale * (up.to(wide) @ down.to(wide))
+        with without_autocast(up.device):
+            return self.spec.scale * (up.to(wide) @ down.to(wide))
 
     @torch.no_grad()
     def merge(self) -> None:
@@ -107,14 +124,18 @@ class AdaptedLinear(nn.Module):
         module stays as it is there. Memory: one more weight until :meth:`unmerge`. Idempotent.
 
         Raises:
-            UnsupportedError: Where σ is not linear.
+            UnsupportedError: Where σ is not linear, the adapter is switched off, or the base computes its
+                weight (``torch.nn.utils.parametrize``).
             NumericalError: Where the merged weight would not be finite; nothing is changed.
         """
         if self.merged:
             return
-        delta = self.delta_weight()
         old = self.base.weight
-        assert isinstance(old, nn.Parameter)
+        if not self.enabled:
+            raise UnsupportedError("the adapter is switched off; switch it on before it is merged")
+        if not isinstance(old, nn.Parameter):
+            raise UnsupportedError(f"the weight of {type(self.base).__name__} is computed, not a parameter")
+        delta = self.delta_weight()
         delta = delta.T if is_transposed(self.base) else delta
         new = (old.to(delta.dtype) + delta.to(old.device)).to(old.dtype)
         if not bool(torch.isfinite(new).all()):
@@ -122,30 +143,77 @@ class AdaptedLinear(nn.Module):
                 f"the merged weight has {int((~torch.isfinite(new)).sum())} non-finite entries"
             )
         self.base.weight = nn.Parameter(new, requires_grad=False)
-        self._unmerged = old
+        self._unmerged = [old]
 
     def unmerge(self) -> None:
         """Undo :meth:`merge`: the base has its own weight again, the same parameter as before. Idempotent."""
-        if self._unmerged is not None:
-            self.base.weight, self._unmerged = self._unmerged, None
+        if self._unmerged:
+            self.base.weight = self._unmerged.pop()
 
     def extra_repr(self) -> str:
         """Scale, activation and state."""
         state = "merged" if self.merged else "enabled" if self.enabled else "disabled"
         return f"scale={self.spec.scale}, activation={self.spec.activation}, site={self.site}, {state}"
 
+    def _own(self, factors: Factors) -> Factors:
+        """The factors of this layer's site."""
+        return Factors(factors.down[self.site], factors.up[self.site])
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "AdaptedLinear":
+        """Move and cast the weight that waits for :meth:`unmerge` as well, in place, as torch does."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for weight in self._unmerged:
+            weight.data = fn(weight.data)
+        return self
+
 
 def is_transposed(module: nn.Module) -> bool:
-    """Whether the weight is stored ``(in, out)``: transformers' ``Conv1D``, known by name and shape."""
-    weight = getattr(module, "weight", None)
-    return type(module).__name__ == "Conv1D" and hasattr(module, "nf") and getattr(weight, "ndim", 0) == 2
+    """Whether the weight is stored ``(in, out)``: transformers' ``Conv1D``, known by name and shape.
+
+    Example:
+        >>> is_transposed(nn.Linear(4, 3))
+        False
+    """
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
 
 
 def features(module: nn.Module) -> tuple[int, int]:
-    """``(in_features, out_features)`` of a linear layer; :class:`TargetError` for anything else."""
+    """``(in_features, out_features)`` of a linear layer with a floating-point weight.
+
+    Raises:
+        TargetError: For any other module, and for a lazy layer that has no weight yet.
+
+    Example:
+        >>> features(nn.Linear(4, 3))
+        (4, 3)
+    """
     weight = getattr(module, "weight", None)
-    known = isinstance(module, nn.Linear) or is_transposed(module)
-    if not known or not isinstance(weight, Tensor) or weight.ndim != 2 or not weight.is_floating_point():
-        raise TargetError(f"{type(module).__name__} cannot be adapted: it is neither nn.Linear nor Conv1D")
+    name = type(module).__name__
+    if not (isinstance(module, nn.Linear) or is_transposed(module)) or not isinstance(weight, Tensor):
+        raise TargetError(f"{name} cannot be adapted: it is neither nn.Linear nor Conv1D")
+    if isinstance(weight, nn.parameter.UninitializedParameter):
+        raise TargetError(f"{name} cannot be adapted before its first call, which makes its weight")
+    if weight.ndim != 2 or not weight.is_floating_point():
+        raise TargetError(f"{name} cannot be adapted: its weight is {weight.dtype} of {tuple(weight.shape)}")
     rows, columns = weight.shape
     return (rows, columns) if is_transposed(module) else (columns, rows)
+
+
+def check_fit(base: nn.Module, map: WeightMap) -> None:
+    """Raise unless ``map`` has the sizes of the linear layer ``base``.
+
+    Raises:
+        TargetError: Where ``base`` is not a linear layer.
+        ModeError: Where the sizes differ.
+
+    Example:
+        >>> from tntune.maps.lora import LoRA
+        >>> check_fit(nn.Linear(4, 3), LoRA(4, 3, 2))
+    """
+    own, wanted = features(base), (map.in_features, map.out_features)
+    if own != wanted:
+        raise ModeError(f"the base maps {own[0]} features to {own[1]}, the map {wanted[0]} to {wanted[1]}")
+
+
+def _called(module: nn.Module, inputs: object) -> None:
+    """Does nothing; a module with a hook is one that torch's fused encoder layer calls, not reads past."""

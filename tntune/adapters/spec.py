@@ -1,17 +1,18 @@
 """AdapterSpec: what to adapt and with which map, as one value; it becomes a Site for every target."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import nn
 
 from tntune.adapters.linear import AdaptedLinear, features
-from tntune.errors import TargetError
+from tntune.errors import SpecError, TargetError
+from tntune.maps.activation import activation
 from tntune.maps.base import WeightMap, positive
 from tntune.maps.build import build_map
 from tntune.maps.layout import Geometry
-from tntune.maps.site import Site
+from tntune.maps.site import Site, finite
 
 __all__ = ["ALL_LINEAR", "AdapterSpec", "check_target", "target_names"]
 
@@ -35,14 +36,18 @@ class AdapterSpec:
         latent: Mode of the latent: ``"none"``, ``"fixed"``, ``"resample"`` or ``"mean"``.
         seed: Seed of the first target's latent; each further target adds one, so that no two share z.
         activation: Name of σ.
-        alpha: The scale is ``alpha / width``; None means ``alpha = width``.
+        alpha: The scale is ``alpha / width``, not zero; None means ``alpha = width``.
         start: How maps start (``"zero"``, ``"random"``, ``"paper"``, ``"published"``).
+
+    Raises:
+        SpecError: For a value that no target could use; methods, layouts and starts are checked by
+            :meth:`sites_for`.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 4))
         >>> sites = AdapterSpec(width=4, rank=3).sites_for(model)
         >>> [(name, site.map.num_parameters) for name, site in sites.items()]
-        [('0', 75), ('2', 63)]
+        [('0', 67), ('2', 58)]
     """
 
     targets: str | tuple[str, ...] = ALL_LINEAR
@@ -61,6 +66,14 @@ class AdapterSpec:
         positive("width", self.width)
         if self.rank is not None:
             positive("rank", self.rank)
+        if self.alpha is not None and finite("alpha", self.alpha) == 0:
+            raise SpecError("alpha is 0, so that no adapter would do anything; give another number")
+        activation(self.activation)
+        if isinstance(self.exclude, str):
+            raise SpecError(f"exclude is a list of names, not one string {self.exclude!r}")
+        object.__setattr__(self, "exclude", tuple(self.exclude))
+        if not isinstance(self.targets, str):
+            object.__setattr__(self, "targets", tuple(self.targets))
 
     def map_for(self, in_features: int, out_features: int, *, index: int = 0) -> WeightMap:
         """The map of one layer of this size; ``index`` makes its latent differ from its neighbours'."""
@@ -90,7 +103,7 @@ class AdapterSpec:
 
 
 def target_names(
-    model: nn.Module, targets: str | Sequence[str], exclude: Sequence[str] = ()
+    model: nn.Module, targets: str | tuple[str, ...], exclude: tuple[str, ...] = ()
 ) -> tuple[str, ...]:
     """Module paths that ``targets`` names and that can be adapted, in the model's order.
 
@@ -99,14 +112,24 @@ def target_names(
 
     Raises:
         TargetError: Where nothing matches, a name matches nothing, or a named module cannot be adapted.
+        SpecError: For a regular expression that cannot be read.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 4))
+        >>> target_names(model, "all-linear", ("2",))
+        ('0',)
     """
     modules = dict(model.named_modules())
-    found = [name for name in modules if name and _matches(name, targets, modules)]
+    names = [name for name in modules if name]
+    listed = () if isinstance(targets, str) else targets
+    unused = [ending for ending in (*listed, *exclude) if not any(_ends_with(n, ending) for n in names)]
+    if unused:
+        raise TargetError(f"{unused} match no module of {type(model).__name__}")
+    if targets == ALL_LINEAR:
+        found = [name for name in names if _is_adaptable(name, modules)]
+    else:
+        found = [name for name in names if _matches(name, targets)]
     found = [name for name in found if not any(_ends_with(name, ending) for ending in exclude)]
-    if not isinstance(targets, str):
-        unused = [target for target in targets if not any(_ends_with(name, target) for name in modules)]
-        if unused:
-            raise TargetError(f"targets {unused} match no module of {type(model).__name__}")
     if not found:
         raise TargetError(
             f"targets {targets!r} (without {list(exclude)}) match no module of {type(model).__name__}"
@@ -116,36 +139,47 @@ def target_names(
     return tuple(found)
 
 
-def _matches(name: str, targets: str | Sequence[str], modules: dict[str, nn.Module]) -> bool:
-    if targets == ALL_LINEAR:
-        return _is_adaptable(name, modules)
-    if isinstance(targets, str):
+def check_target(name: str, modules: Mapping[str, nn.Module]) -> None:
+    """Raise unless the module is linear, floating-point, and called by its parent.
+
+    Raises:
+        TargetError: Naming the module and the reason.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(12, 8))
+        >>> check_target("0", dict(model.named_modules()))
+    """
+    if not name:
+        raise TargetError("the model itself cannot be replaced by an adapted layer; put it into a container")
+    parent = modules[name.rpartition(".")[0]]
+    if isinstance(parent, nn.MultiheadAttention):
+        raise TargetError(
+            f"{name}: nn.MultiheadAttention never calls its out_proj, an adapter there would do nothing"
+        )
+    if isinstance(parent, AdaptedLinear) or isinstance(modules[name], AdaptedLinear):
+        raise TargetError(f"{name}: has an adapter already; unload it first")
+    try:
+        features(modules[name])
+    except TargetError as error:
+        raise TargetError(f"{name}: {error}") from None
+
+
+def _matches(name: str, targets: str | Iterable[str]) -> bool:
+    if not isinstance(targets, str):
+        return any(_ends_with(name, target) for target in targets)
+    try:
         return re.fullmatch(targets, name) is not None
-    return any(_ends_with(name, target) for target in targets)
+    except re.error as error:
+        raise SpecError(f"targets {targets!r} is not a regular expression: {error}") from error
 
 
 def _ends_with(name: str, ending: str) -> bool:
     return name == ending or name.endswith(f".{ending}")
 
 
-def _is_adaptable(name: str, modules: dict[str, nn.Module]) -> bool:
+def _is_adaptable(name: str, modules: Mapping[str, nn.Module]) -> bool:
     try:
         check_target(name, modules)
     except TargetError:
         return False
     return True
-
-
-def check_target(name: str, modules: Mapping[str, nn.Module]) -> None:
-    """Raise :class:`TargetError` unless the module is linear, floating-point, and called by its parent."""
-    parent = modules[name.rpartition(".")[0]]
-    if isinstance(parent, nn.MultiheadAttention):
-        raise TargetError(
-            f"{name}: nn.MultiheadAttention never calls its out_proj, an adapter there would do nothing"
-        )
-    if isinstance(parent, AdaptedLinear):
-        raise TargetError(f"{name}: is inside a layer that has an adapter already")
-    try:
-        features(modules[name])
-    except TargetError as error:
-        raise TargetError(f"{name}: {error}") from None

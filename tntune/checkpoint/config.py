@@ -91,7 +91,7 @@ def check_expression(expression: str, place: str) -> None:
     """
     try:
         re.compile(expression)
-    except re.error as error:
+    except (re.error, RecursionError, OverflowError) as error:
         raise CheckpointError(f"{place}: {expression!r} is no regular expression: {error}") from error
 
 

@@ -49,13 +49,25 @@ def embedding_scales(config: Json, shapes: Mapping[str, tuple[int, ...]]) -> dic
     if not widths:
         return {}
     if EMBEDDINGS_KEY in config:
-        known = config[EMBEDDINGS_KEY]
-        missing = sorted(widths.keys() - known.keys())
-        if missing:
-            raise SpecError(f"{missing[0]}: {EMBEDDINGS_KEY} of the configuration has no scale for it")
-        return {name: (width, known[name]) for name, width in widths.items()}
+        return _known_scales(config[EMBEDDINGS_KEY], widths)
     try:
         rule = ScaleRule.from_config(config, Path(next(iter(widths))))
     except CheckpointError as error:
         raise SpecError(f"the configuration does not tell the scale of an embedding: {error}") from error
-    return {name: (width, rule.of(name)[1]) for name, width in widths.items()}
+    for name, width in widths.items():
+        if rule.of(name)[0] != width:
+            raise SpecError(f"{name}: has rank {width}, the configuration says {rule.of(name)[0]}")
+    return {name: rule.of(name) for name in widths}
+
+
+def _known_scales(known: object, widths: Mapping[str, int]) -> dict[str, tuple[int, float]]:
+    """Widths with the scales that a configuration lists."""
+    scales: dict[str, tuple[int, float]] = {}
+    for name, width in widths.items():
+        scale = known.get(name) if isinstance(known, dict) else None
+        if not isinstance(scale, int | float) or isinstance(scale, bool):
+            raise SpecError(
+                f"{name}: {EMBEDDINGS_KEY} of the configuration must have its scale, not {scale!r}"
+            )
+        scales[name] = (width, float(scale))
+    return scales

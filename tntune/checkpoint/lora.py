@@ -99,8 +99,9 @@ class LoraFolder:
 
     @property
     def dtypes(self) -> tuple[torch.dtype, ...]:
-        """The dtypes that occur among the sites, each once."""
-        return tuple(dict.fromkeys(site.dtype for site in self.sites))
+        """The dtypes that occur among the factors, each once."""
+        keys = (key for site in self.sites for key in (site.down_key, site.up_key))
+        return tuple(dict.fromkeys(self._file.entries[key].dtype for key in keys))
 
     @property
     def num_bytes(self) -> int:

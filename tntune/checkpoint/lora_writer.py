@@ -12,7 +12,7 @@ from tntune.checkpoint.config import PREFIX, carried
 from tntune.checkpoint.embedding import embedding_scales
 from tntune.checkpoint.tensor_file import TENSORS_NAME, check_values, write_tensors
 from tntune.errors import ModeError, SpecError
-from tntune.files import CARD_NAME, CONFIG_NAME, Json, new_folder, write_json
+from tntune.files import CARD_NAME, CONFIG_NAME, Json, new_folder, write_json, write_text
 
 __all__ = ["LoraEntry", "write_lora"]
 
@@ -108,7 +108,7 @@ def write_lora(
         write_json(folder / CONFIG_NAME, config)
         write_tensors(folder / TENSORS_NAME, {**tensors, **others})
         if card is not None:
-            (folder / CARD_NAME).write_text(card, encoding="utf-8")
+            write_text(folder / CARD_NAME, card)
 
 
 def _check_entry(entry: LoraEntry) -> int:

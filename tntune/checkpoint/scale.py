@@ -13,6 +13,8 @@ from tntune.files import Json
 
 __all__ = ["ScaleRule"]
 
+_LARGEST = 1e38
+
 
 @dataclass(frozen=True)
 class ScaleRule:
@@ -41,12 +43,15 @@ class ScaleRule:
         """The rule that a configuration states; CheckpointError names the file and the key that is wrong."""
         ranks = _pattern(config, "rank_pattern", file)
         alphas = _pattern(config, "alpha_pattern", file)
-        for key, value in (("r", config.get("r")), *ranks.items()):
+        for place, value in {"r": config.get("r"), **_places("rank_pattern", ranks)}.items():
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise CheckpointError(f"{file}: {key}: the rank must be a positive integer, not {value!r}")
-        for key, value in (("lora_alpha", config.get("lora_alpha")), *alphas.items()):
-            if not isinstance(value, int | float) or isinstance(value, bool) or not value:
-                raise CheckpointError(f"{file}: {key}: alpha must be a number other than 0, not {value!r}")
+                raise CheckpointError(f"{file}: {place}: must be a positive integer, not {value!r}")
+        for place, value in {
+            "lora_alpha": config.get("lora_alpha"),
+            **_places("alpha_pattern", alphas),
+        }.items():
+            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < abs(value) < _LARGEST:
+                raise CheckpointError(f"{file}: {place}: must be a finite number other than 0, not {value!r}")
         use_rslora = config.get("use_rslora", False)
         if not isinstance(use_rslora, bool):
             raise CheckpointError(f"{file}: use_rslora: must be true or false, not {use_rslora!r}")
@@ -65,11 +70,21 @@ def _pattern(config: Json, key: str, file: Path) -> dict[str, Any]:
     if not isinstance(pattern, dict):
         raise CheckpointError(f"{file}: {key}: must be an object, not {pattern!r}")
     for expression in pattern:
-        check_expression(expression, f"{file}: {key}")
+        check_expression(_ending(expression), f"{file}: {key}")
     return pattern
+
+
+def _places(key: str, pattern: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a pattern by where they stand in the configuration."""
+    return {f"{key}: {expression}": value for expression, value in pattern.items()}
+
+
+def _ending(expression: str) -> str:
+    """What a path must match from its start for its end, from a dot on, to match the expression."""
+    return rf"(.*\.)?({expression})$"
 
 
 def _first_match(pattern: Mapping[str, Any], name: str, default: Any) -> Any:
     """Value of the first key that matches the end of the path."""
-    hits = (value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", name))
+    hits = (value for expression, value in pattern.items() if re.match(_ending(expression), name))
     return next(hits, default)

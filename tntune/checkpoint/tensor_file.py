@@ -170,7 +170,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         for key, value in tensors.items()
     }
     try:
+        path.touch()
+        usual = path.stat().st_mode
         save_file(content, path, metadata={"format": "pt"})
+        path.chmod(usual)  # safetensors lets the owner alone read
     except (OSError, SafetensorError) as error:
         raise OutputError(f"{path}: cannot be written: {error}") from error
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from tntune.checkpoint.config import PREFIX, carried, check_carried, is_saved_module
 from tntune.checkpoint.embedding import EMBEDDINGS_KEY, embedding_name, embedding_scales
 from tntune.checkpoint.tensor_file import TENSORS_NAME, TensorFile, check_values, open_tensors, write_tensors
-from tntune.errors import CheckpointError, ModeError, SpecError, TntuneError
-from tntune.files import CARD_NAME, CONFIG_NAME, Json, new_folder, read_json, write_json
+from tntune.errors import CheckpointError, ModeError, SpecError
+from tntune.files import CARD_NAME, CONFIG_NAME, Json, new_folder, read_json, write_json, write_text
 from tntune.maps.site import GENERATOR_KEY, Site
 
 __all__ = ["FORMAT_VERSION", "PEFT_TYPE", "TensorGuideFolder", "open_tensorguide", "write_tensorguide"]
@@ -182,7 +182,7 @@ def write_tensorguide(
         write_json(folder / CONFIG_NAME, described)
         write_tensors(folder / TENSORS_NAME, {**content, **others})
         if card is not None:
-            (folder / CARD_NAME).write_text(card, encoding="utf-8")
+            write_text(folder / CARD_NAME, card)
 
 
 def _read_sites(config: Json, file: Path) -> dict[str, Site]:
@@ -200,8 +200,9 @@ def _read_sites(config: Json, file: Path) -> dict[str, Site]:
     for name, value in described.items():
         try:
             sites[name] = Site.from_json(value)
-        except TntuneError as error:
-            raise CheckpointError(f"{file}: sites: {name}: {error}") from error
+        except Exception as error:  # a file may hold any JSON value where a map expects a number or a list
+            reason = str(error).partition("\n")[0]
+            raise CheckpointError(f"{file}: sites: {name}: {reason}") from error
         if sites[name].map.sites != 1:
             raise CheckpointError(f"{file}: sites: {name}: its map serves {sites[name].map.sites} modules")
     return sites

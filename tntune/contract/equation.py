@@ -1,8 +1,10 @@
-"""Equations of tensor trains: named legs to einsum strings."""
+"""Equations of tensor networks: named legs to einsum strings."""
 
 from collections.abc import Hashable, Sequence
 
 from opt_einsum import get_symbol
+
+from tntune.errors import ModeError
 
 __all__ = ["equation"]
 
@@ -18,6 +20,9 @@ def equation(operands: Sequence[Sequence[Hashable]], output: Sequence[Hashable])
     Returns:
         An equation with one character a leg, numbered by first appearance.
 
+    Raises:
+        ModeError: Where the output names a leg that no operand has.
+
     Example:
         >>> equation([[("r", 0), "m", ("r", 1)], [("r", 1), "n"]], ["m", "n"])
         'abc,cd->bd'
@@ -25,5 +30,8 @@ def equation(operands: Sequence[Sequence[Hashable]], output: Sequence[Hashable])
     symbols: dict[Hashable, str] = {}
     for name in (name for operand in operands for name in operand):
         symbols.setdefault(name, get_symbol(len(symbols)))
+    unknown = [name for name in output if name not in symbols]
+    if unknown:
+        raise ModeError(f"the output has legs {unknown} that no operand has; there are {list(symbols)}")
     terms = ("".join(symbols[name] for name in operand) for operand in operands)
     return ",".join(terms) + "->" + "".join(symbols[name] for name in output)

@@ -3,25 +3,40 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import opt_einsum
 from torch import Tensor
 
-from tntune.errors import ModeError
+from tntune.errors import ModeError, SpecError
 
 __all__ = ["Plan", "Step", "plan"]
 
 Shape = tuple[int, ...]
+Sizes = dict[str, int]
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a plan: ``result == einsum(equation, *operands)`` as sums, permutations and one product.
+    """One step of a plan: ``step(operands) == einsum(step.equation, *operands)``.
 
-    Operands are the entries of the working list at ``positions``; the result is appended to its end.
-    ``sums`` are the axes that are summed before the product, ``orders`` bring each operand to
-    (batch, rows, summed) and (batch, summed, columns); ``groups`` are those sizes. ``shape`` and
-    ``permute`` turn the product into the result.
+    It consists of sums, permutations and at most one matrix product.
+
+    Attributes:
+        equation: Equation of the one or two operands.
+        positions: Where the operands stand in the working list; they are removed, the result is appended.
+        sums: For each operand the axes of legs that nobody else has, summed first.
+        orders: For each operand the permutation to (batch, rows, summed) or (batch, summed, columns).
+        groups: For each of two operands those sizes; no batch size where no leg is a batch.
+        shape: Sizes of the legs of the result, before ``permute``.
+        permute: The permutation to the output of the equation.
+        flops: One for each entry that is summed first, two for each product of entries.
+
+    Example:
+        >>> import torch
+        >>> (step,) = plan("ab,bc->ca", (2, 3), (3, 4)).steps
+        >>> step.flops, step([torch.ones(2, 3), torch.ones(3, 4)]).shape
+        (48, torch.Size([4, 2]))
     """
 
     equation: str
@@ -39,10 +54,10 @@ class Step:
             (tensor.sum(axes) if axes else tensor).permute(order)
             for tensor, axes, order in zip(tensors, self.sums, self.orders, strict=True)
         ]
-        if len(parts) == 1:
-            return parts[0]
-        left, right = (part.reshape(group) for part, group in zip(parts, self.groups, strict=True))
-        return (left @ right).reshape(self.shape).permute(self.permute)
+        if len(parts) == 2:
+            left, right = (part.reshape(group) for part, group in zip(parts, self.groups, strict=True))
+            parts = [(left @ right).reshape(self.shape)]
+        return parts[0].permute(self.permute)
 
 
 @dataclass(frozen=True)
@@ -59,6 +74,12 @@ class Plan:
         steps: The pairwise steps.
         flops: Multiplications and additions of all steps together.
         peak: Entries of the largest intermediate or result.
+
+    Example:
+        >>> print(plan("ab,bc,cd->ad", (2, 300), (300, 3), (3, 4)))
+        ab,bc,cd->ad: 3,648 flops, largest intermediate 8 entries
+          1. ab,bc->ac  3,600 flops
+          2. cd,ac->ad  48 flops
     """
 
     equation: str
@@ -74,7 +95,8 @@ class Plan:
             raise ModeError(f"plan {self.equation!r} was made for shapes {self.shapes}, not for {found}")
         work = list(tensors)
         for step in self.steps:
-            operands = [work.pop(position) for position in step.positions]
+            operands = [work[position] for position in step.positions]
+            work = [tensor for i, tensor in enumerate(work) if i not in step.positions]
             work.append(step(operands))
         return work[0]
 
@@ -93,7 +115,7 @@ def plan(equation: str, *shapes: Sequence[int], optimize: str = "auto") -> Plan:
     Args:
         equation: Einsum equation with explicit output and single-character legs, such as ``"ab,bc->ac"``.
             No leg may repeat within one operand.
-        *shapes: One shape per operand.
+        *shapes: One shape per operand, no size below 1.
         optimize: Any path finder that opt_einsum knows by name (``"auto"``, ``"optimal"``, ``"dp"``, ...).
 
     Returns:
@@ -101,26 +123,34 @@ def plan(equation: str, *shapes: Sequence[int], optimize: str = "auto") -> Plan:
 
     Raises:
         ModeError: Where operands, legs and sizes do not fit together.
+        SpecError: Where opt_einsum knows no such path finder.
 
     Example:
         >>> import torch
         >>> chain = plan("ab,bc,cd->ad", (2, 300), (300, 3), (3, 4))
-        >>> [step.equation for step in chain.steps]
-        ['ab,bc->ac', 'ac,cd->ad']
         >>> x = [torch.ones(2, 300), torch.ones(300, 3), torch.ones(3, 4)]
         >>> bool((chain(*x) == 900).all())
         True
 
     Reference: Smith and Gray, opt_einsum, JOSS 3(26), 753 (2018).
     """
+    try:
+        opt_einsum.paths.get_path_fn(optimize)
+    except KeyError as error:
+        raise SpecError(f"opt_einsum has no path finder {optimize!r}; 'auto' always is one") from error
+    return _search(equation, tuple(tuple(int(size) for size in shape) for shape in shapes), optimize)
+
+
+@lru_cache(maxsize=4096)
+def _search(equation: str, shapes: tuple[Shape, ...], optimize: str) -> Plan:
+    """The plan, remembered: layers of one shape, and the candidates of a conversion, share it."""
     sizes = _leg_sizes(equation, shapes)
-    fixed = tuple(tuple(int(n) for n in shape) for shape in shapes)
-    _, info = opt_einsum.contract_path(equation, *fixed, shapes=True, optimize=optimize)
-    steps = tuple(_steps(info.contraction_list, sizes))
-    return Plan(equation, fixed, steps, sum(s.flops for s in steps), max(math.prod(s.shape) for s in steps))
+    path, _ = opt_einsum.contract_path(equation, *shapes, shapes=True, optimize=optimize)
+    steps = tuple(_steps(equation, path, sizes))
+    return Plan(equation, shapes, steps, sum(s.flops for s in steps), max(math.prod(s.shape) for s in steps))
 
 
-def _leg_sizes(equation: str, shapes: Sequence[Sequence[int]]) -> dict[str, int]:
+def _leg_sizes(equation: str, shapes: tuple[Shape, ...]) -> Sizes:
     """The size of every leg, after checking that operands and output agree."""
     if equation.count("->") != 1:
         raise ModeError(f"equation {equation!r} needs exactly one '->'")
@@ -130,71 +160,74 @@ def _leg_sizes(equation: str, shapes: Sequence[Sequence[int]]) -> dict[str, int]
         raise ModeError(
             f"equation {equation!r} has {len(terms)} operands, but {len(shapes)} shapes were given"
         )
-    sizes: dict[str, int] = {}
+    sizes: Sizes = {}
     for term, shape in zip(terms, shapes, strict=True):
-        if len(term) != len(shape) or len(set(term)) != len(term):
-            raise ModeError(f"operand {term!r} of {equation!r} does not fit the shape {tuple(shape)}")
+        if len(term) != len(shape) or len(set(term)) != len(term) or min(shape, default=1) < 1:
+            raise ModeError(f"operand {term!r} of {equation!r} does not fit the shape {shape}")
         for leg, size in zip(term, shape, strict=True):
-            if sizes.setdefault(leg, int(size)) != size:
+            if sizes.setdefault(leg, size) != size:
                 raise ModeError(f"leg {leg!r} of {equation!r} has size {sizes[leg]} and size {size}")
     if len(set(output)) != len(output) or not set(output) <= set(sizes):
         raise ModeError(f"output {output!r} of {equation!r} repeats a leg or has one that no operand has")
     return sizes
 
 
-def _steps(contractions: Sequence[tuple[object, ...]], sizes: dict[str, int]) -> Iterator[Step]:
-    """Our steps from opt_einsum's: positions are popped in the order in which it lists them."""
-    for positions, _, equation, *_ in contractions:
-        assert isinstance(positions, tuple)
-        assert isinstance(equation, str)
-        yield _step(equation, positions, sizes)
-
-
-def _step(equation: str, positions: tuple[int, ...], sizes: dict[str, int]) -> Step:
+def _steps(equation: str, path: Sequence[tuple[int, ...]], sizes: Sizes) -> Iterator[Step]:
+    """The steps along a path; an intermediate keeps the order of legs that its product has by itself."""
     inputs, output = equation.split("->")
-    terms = inputs.split(",")
-    if len(terms) == 1:
-        return _unary(equation, positions, terms[0], output, sizes)
-    left, right = terms
-    shared = [leg for leg in left if leg in right]
+    work = inputs.split(",")
+    for chosen in path:
+        positions = tuple(sorted(chosen))
+        terms = [work[position] for position in positions]
+        work = [term for i, term in enumerate(work) if i not in positions]
+        result = _natural(terms, set("".join([output, *work]))) if work else output
+        yield _step(terms, positions, result, sizes)
+        work.append(result)
+
+
+def _natural(terms: Sequence[str], wanted: set[str]) -> str:
+    """The wanted legs of one or two operands in the order (batch, rows, columns)."""
+    first, second = terms if len(terms) == 2 else (terms[0], "")
+    batch = "".join(leg for leg in first if leg in second)
+    legs = batch + _without(first, batch) + _without(second, batch)
+    return "".join(leg for leg in legs if leg in wanted)
+
+
+def _step(terms: Sequence[str], positions: tuple[int, ...], output: str, sizes: Sizes) -> Step:
+    """``einsum(",".join(terms) -> output)`` as sums, permutations and one product."""
+    first, second = terms if len(terms) == 2 else (terms[0], "")
+    shared = "".join(leg for leg in first if leg in second)
     batch = "".join(leg for leg in shared if leg in output)
-    summed = "".join(leg for leg in shared if leg not in output)
-    rows = "".join(leg for leg in left if leg in output and leg not in right)
-    columns = "".join(leg for leg in right if leg in output and leg not in left)
-    kept = (_keep(left, batch + rows + summed), _keep(right, batch + summed + columns))
+    summed = _without(shared, batch)
+    rows = "".join(leg for leg in _without(first, shared) if leg in output)
+    columns = "".join(leg for leg in _without(second, shared) if leg in output)
     b, m, k, n = (math.prod(sizes[leg] for leg in legs) for legs in (batch, rows, summed, columns))
-    result = batch + rows + columns
+    wanted = (batch + rows + summed, batch + summed + columns)[: len(terms)]
+    groups = ((b, m, k), (b, k, n)) if batch else ((m, k), (k, n))
+    sums = tuple(_axes(term, legs) for term, legs in zip(terms, wanted, strict=True))
+    alone = sum(math.prod(sizes[leg] for leg in term) for term, axes in zip(terms, sums, strict=True) if axes)
+    result = _natural(terms, set(output))
     return Step(
-        equation,
+        f"{','.join(terms)}->{output}",
         positions,
-        sums=(_dropped(left, kept[0]), _dropped(right, kept[1])),
-        orders=(_order(kept[0], batch + rows + summed), _order(kept[1], batch + summed + columns)),
-        groups=((b, m, k), (b, k, n)) if batch else ((m, k), (k, n)),
+        sums=sums,
+        orders=tuple(_order(_kept(term, legs), legs) for term, legs in zip(terms, wanted, strict=True)),
+        groups=groups if len(terms) == 2 else (),
         shape=tuple(sizes[leg] for leg in result),
         permute=_order(result, output),
-        flops=2 * b * m * k * n,
+        flops=alone + (2 * b * m * k * n if len(terms) == 2 else 0),
     )
 
 
-def _unary(equation: str, positions: tuple[int, ...], term: str, output: str, sizes: dict[str, int]) -> Step:
-    kept = _keep(term, output)
-    return Step(
-        equation,
-        positions,
-        sums=(_dropped(term, kept),),
-        orders=(_order(kept, output),),
-        groups=(),
-        shape=tuple(sizes[leg] for leg in output),
-        permute=(),
-        flops=math.prod(sizes[leg] for leg in term),
-    )
+def _without(legs: str, others: str) -> str:
+    return "".join(leg for leg in legs if leg not in others)
 
 
-def _keep(term: str, wanted: str) -> str:
+def _kept(term: str, wanted: str) -> str:
     return "".join(leg for leg in term if leg in wanted)
 
 
-def _dropped(term: str, kept: str) -> tuple[int, ...]:
+def _axes(term: str, kept: str) -> tuple[int, ...]:
     """Axes of legs that only this operand has: summed before the product."""
     return tuple(axis for axis, leg in enumerate(term) if leg not in kept)
 

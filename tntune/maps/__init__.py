@@ -1,7 +1,9 @@
 """Maps: pure functions from trainable factors to the two matrices of an adapter."""
 
 from tntune.maps.activation import ACTIVATIONS, Activation, activation
+from tntune.maps.advice import Advice, advice
 from tntune.maps.base import Factors, WeightMap
+from tntune.maps.build import build_map
 from tntune.maps.codec import MAPS, decode_map, encode
 from tntune.maps.latent import LATENT_ALGORITHM, Latent, gaussian_latent
 from tntune.maps.latent_train import LatentTrain
@@ -17,6 +19,7 @@ __all__ = [
     "LATENT_ALGORITHM",
     "MAPS",
     "Activation",
+    "Advice",
     "Concat",
     "Factors",
     "Geometry",
@@ -30,6 +33,8 @@ __all__ = [
     "TensorGuide",
     "WeightMap",
     "activation",
+    "advice",
+    "build_map",
     "decode_map",
     "encode",
     "gaussian_latent",

@@ -21,6 +21,10 @@ class Activation:
         function: σ itself.
         odd_gain: c where ``σ(x) − σ(−x) == c x`` for every x, else None. With it a LoRA of rank r equals
             a nonlinear adapter of width 2 r (:func:`tntune.convert.lift`).
+
+    Example:
+        >>> ACTIVATIONS["relu"].linear, ACTIVATIONS["relu"].odd_gain, ACTIVATIONS["tanh"].odd_gain
+        (False, 1.0, None)
     """
 
     name: str

@@ -23,6 +23,11 @@ class Factors(NamedTuple):
     Attributes:
         down: ``(sites, width, in_features)``.
         up: ``(sites, out_features, width)``.
+
+    Example:
+        >>> down, up = Factors(torch.ones(1, 2, 5), torch.ones(1, 3, 2))
+        >>> (up @ down).shape
+        torch.Size([1, 3, 5])
     """
 
     down: Tensor

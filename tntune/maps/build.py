@@ -6,13 +6,14 @@ from tntune.errors import SpecError
 from tntune.maps.base import Shape, WeightMap
 from tntune.maps.latent import Latent
 from tntune.maps.latent_train import LatentTrain
-from tntune.maps.layout import Concat, Geometry, Joined, Layout, exact_modes
+from tntune.maps.layout import Concat, Geometry, Joined, Layout
 from tntune.maps.lora import LoRA
+from tntune.maps.modes import exact_modes
 from tntune.maps.tensorguide import TensorGuide
 from tntune.maps.tt_lora import TTLoRA
 from tntune.tt.rank_rule import RankRule
 
-__all__ = ["CONCAT", "DEFAULT_LAYOUT", "DEFAULT_RANK", "build_map", "capped_ranks"]
+__all__ = ["CONCAT", "DEFAULT_LAYOUT", "DEFAULT_RANK", "build_map", "capped_ranks", "make_layout"]
 
 CONCAT = "concat"
 DEFAULT_LAYOUT = "side f1 f2 w"
@@ -38,27 +39,29 @@ def build_map(
         rank: Upper bound of every TT-rank, by default 8.
         layout: ``"concat"`` or a joined pattern, by default ``"side f1 f2 w"``; TensorGuide only.
         latent: Mode of the latent; latent legs have size 2 at inner cores and 1 at the ends.
-        seed: Seed of the latent.
+        seed: Seed of the latent, where there is one.
         start: How the map starts.
 
     Raises:
         SpecError: For an unknown method, or an option that the method does not have.
+        RankError: For a rank below 1.
 
     Example:
         >>> guide = build_map("tensorguide", Geometry(768, 768, 8), rank=4)
         >>> guide.layout.modes, guide.ranks, guide.num_parameters
         ((2, 32, 24, 8), (1, 2, 4, 4, 1), 676)
     """
+    cap = DEFAULT_RANK if rank is None else rank
     if method == "tensorguide":
-        chosen = make_layout(layout or DEFAULT_LAYOUT, geometry)
-        ranks = capped_ranks(chosen.modes, rank or DEFAULT_RANK)
+        chosen = make_layout(DEFAULT_LAYOUT if layout is None else layout, geometry)
+        ranks = capped_ranks(chosen.modes, cap)
         return TensorGuide(*geometry, chosen, ranks, _latent(latent, len(chosen.modes), seed), start)
     if layout is not None:
         raise SpecError(f"method {method!r} has no layout, but {layout!r} was given")
     if method == "tt_lora":
         modes = (*exact_modes(geometry.in_features, 2), geometry.width)
-        down = _train(modes, rank, latent, 2 * seed)
-        up = _train((geometry.width, *exact_modes(geometry.out_features, 2)), rank, latent, 2 * seed + 1)
+        down = _train(modes, cap, latent, 2 * seed)
+        up = _train((geometry.width, *exact_modes(geometry.out_features, 2)), cap, latent, 2 * seed + 1)
         return TTLoRA(*geometry, down, up, start)
     if method == "lora":
         if rank is not None or latent != "none":
@@ -70,11 +73,15 @@ def build_map(
 
 
 def make_layout(pattern: str, geometry: Geometry) -> Layout:
-    """``"concat"`` or a joined pattern, with modes chosen for these sizes."""
+    """``"concat"`` or a joined pattern, with modes chosen for these sizes.
+
+    Example:
+        >>> make_layout("concat", Geometry(512, 2, 1024))
+        Concat(sizes=(257, 16, 16, 8))
+    """
     if pattern == CONCAT:
-        return Concat(
-            exact_modes(geometry.width * (geometry.in_features + geometry.out_features), _CONCAT_ORDER)
-        )
+        entries = geometry.width * (geometry.in_features + geometry.out_features)
+        return Concat(exact_modes(entries, _CONCAT_ORDER))
     return Joined.auto(pattern, geometry)
 
 
@@ -88,8 +95,8 @@ def capped_ranks(modes: Sequence[int], rank: int) -> Shape:
     return (1, *RankRule(max_rank=rank).caps(modes), 1)
 
 
-def _train(modes: Shape, rank: int | None, latent: str, seed: int) -> LatentTrain:
-    return LatentTrain(modes, capped_ranks(modes, rank or DEFAULT_RANK), _latent(latent, len(modes), seed))
+def _train(modes: Shape, rank: int, latent: str, seed: int) -> LatentTrain:
+    return LatentTrain(modes, capped_ranks(modes, rank), _latent(latent, len(modes), seed))
 
 
 def _latent(mode: str, order: int, seed: int) -> Latent:

@@ -52,7 +52,7 @@ class Latent:
             raise SpecError(f"latent mode must be one of {', '.join(_MODES)}, not {self.mode!r}")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
             raise SpecError(f"latent seed must be an integer in [0, 2**63), not {self.seed!r}")
-        if self.mode == "none" and len(self.modes):
+        if self.mode == "none" and self.modes != ():
             raise SpecError(f"a latent of mode 'none' has no modes, but {self.modes!r} were given")
         if self.mode != "none":
             object.__setattr__(self, "modes", positives("latent modes", self.modes))

@@ -36,6 +36,11 @@ class LatentTrain:
         SpecError: Where the latent has another number of modes than the train.
         RankError: Where there is not one rank more than modes.
 
+    Example:
+        >>> train = LatentTrain((8, 8, 80), (1, 2, 2, 1), Latent("fixed", (8, 8, 8)))
+        >>> train.core_shapes, train.num_parameters
+        (((1, 8, 8, 2), (2, 8, 8, 2), (2, 8, 80, 1)), 1664)
+
     Reference: Qi et al. (arXiv 2506.16456), eqs. 2 and 3.
     """
 
@@ -48,6 +53,8 @@ class LatentTrain:
     def __post_init__(self) -> None:
         object.__setattr__(self, "modes", positives("modes", self.modes))
         object.__setattr__(self, "ranks", positives("ranks", self.ranks))
+        if not isinstance(self.latent, Latent):
+            raise SpecError(f"latent must be a Latent, not {self.latent!r:.80}")
         if len(self.ranks) != len(self.modes) + 1:
             raise RankError(
                 f"{len(self.modes)} modes need {len(self.modes) + 1} ranks (both ends included), "
@@ -148,16 +155,15 @@ class LatentTrain:
         latent) to (mode, bond). ``"published"``: 0.1 times standard normal, as in the published code.
         """
         draw = torch.float64 if dtype == torch.float64 else torch.float32
-        normal = [torch.randn(shape, generator=generator, dtype=draw) for shape in self.core_shapes]
-        if start == "published":
-            return [(core * 0.1).to(dtype) for core in normal]
-        if start != "paper":
+        cores = [torch.empty(shape, dtype=draw, device="cpu") for shape in self.core_shapes]
+        if start == "paper":
+            bounds = [math.sqrt(6 / (math.prod(s[:-2]) + math.prod(s[-2:]))) for s in self.core_shapes]
+            drawn = [c.uniform_(-b, b, generator=generator) for c, b in zip(cores, bounds, strict=True)]
+        else:
             paths = self.latent.power() * math.prod(self.ranks)
-            spread = (variance / paths) ** (0.5 / self.order)
-            return [(core * spread).to(dtype) for core in normal]
-        uniform = [torch.rand(shape, generator=generator, dtype=draw) for shape in self.core_shapes]
-        bounds = [math.sqrt(6 / (math.prod(s[:-2]) + math.prod(s[-2:]))) for s in self.core_shapes]
-        return [((2 * core - 1) * bound).to(dtype) for core, bound in zip(uniform, bounds, strict=True)]
+            spread = 0.1 if start == "published" else (variance / paths) ** (0.5 / self.order)
+            drawn = [core.normal_(0, spread, generator=generator) for core in cores]
+        return [core.to(dtype) for core in drawn]
 
     def lift(self, train: TTTensor) -> list[Tensor]:
         """Cores that generate exactly ``train``: ranks padded with zeros, the latent undone.

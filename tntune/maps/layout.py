@@ -1,25 +1,30 @@
 """Layouts: how the entries of one generated tensor become the two factors, and back."""
 
 import math
-import re
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from tntune.errors import ModeError, SpecError
 from tntune.maps.base import Factors, Shape, positives
+from tntune.maps.modes import exact_modes
+from tntune.maps.pattern import Groups, digits, parse_pattern
 from tntune.tt.modes import auto_modes
 
-__all__ = ["Concat", "Geometry", "Joined", "Layout", "Selection", "exact_modes"]
-
-_LEG = re.compile(r"side|layer|proj|(?:f|w|io)\d*")
+__all__ = ["Concat", "Geometry", "Joined", "Layout", "Selection"]
 
 
 class Geometry(NamedTuple):
-    """The sizes that a layout must serve: ``(in_features, out_features, width)`` of every site."""
+    """The sizes that a layout must serve: ``(in_features, out_features, width)`` of every site.
+
+    Example:
+        >>> Geometry(768, 3072, 8).out_features
+        3072
+    """
 
     in_features: int
     out_features: int
@@ -27,7 +32,12 @@ class Geometry(NamedTuple):
 
 
 class Selection(NamedTuple):
-    """A part of the generated tensor that one contraction makes.
+    """A part of the generated tensor that one contraction makes: padding is not even generated.
+
+    Example:
+        >>> (both,) = Joined.auto("side f w", Geometry(3, 3, 2)).selections(Geometry(3, 3, 2))
+        >>> both.output, both.shape
+        (('side', 'w', 'f'), (2, 1, 2, 3))
 
     Attributes:
         legs: For each core the ``(name, size, start, length)`` of the legs of its mode: only entries
@@ -42,7 +52,10 @@ class Selection(NamedTuple):
 
 
 class Layout(ABC):
-    """The order in which named modes become the modes of a train; finals are frozen dataclasses."""
+    """Which entry of a train is which entry of the factors: ``read`` undoes ``write``.
+
+    Finals are frozen dataclasses: :class:`Concat`, the paper's flat vector, and :class:`Joined`, named modes.
+    """
 
     kind: ClassVar[str]
 
@@ -86,6 +99,9 @@ class Concat(Layout):
 
     Attributes:
         sizes: The modes, with product M (D + Q), cut wherever one likes.
+
+    Example:
+        >>> Concat((16, 8, 257, 16)).check(Geometry(512, 2, 1024))
 
     Reference: Qi et al. (arXiv 2506.16456), eq. 3, and their published code.
     """
@@ -144,175 +160,136 @@ class Joined(Layout):
         sizes: Size of each leg, in the order in which the pattern names them. Feature digits may
             exceed what is needed; that padding is cut off, and not generated where the leading digit
             can be cut. Width digits are exact.
+        groups: The legs of each mode, read from the pattern.
+        legs: Size of each leg by name, in TT order.
 
     Raises:
         SpecError: For a pattern that cannot be read, or sizes that do not fit it.
 
     Example:
-        >>> layout = Joined.auto("side f1 f2 w", Geometry(384, 384, 8))
+        >>> layout = Joined.auto("side f1 (f2 w)", Geometry(384, 384, 8))
         >>> layout.sizes, layout.modes
-        ((2, 24, 16, 8), (2, 24, 16, 8))
+        ((2, 24, 16, 8), (2, 24, 128))
     """
 
     kind: ClassVar[str] = "joined"
 
     pattern: str
     sizes: Shape
+    groups: Groups = field(init=False, repr=False, compare=False)
+    legs: dict[str, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "sizes", positives("sizes", self.sizes))
-        names = [name for group in _groups(self.pattern) for name in group]
-        if len(names) != len(self.sizes):
-            raise SpecError(f"pattern {self.pattern!r} names {len(names)} legs, but sizes are {self.sizes}")
-        _check_legs(self.pattern, dict(zip(names, self.sizes, strict=True)))
+        sizes, groups = positives("sizes", self.sizes), parse_pattern(self.pattern)
+        names = [name for group in groups for name in group]
+        if len(names) != len(sizes):
+            raise SpecError(f"pattern {self.pattern!r} names {len(names)} legs, but sizes are {sizes}")
+        legs = dict(zip(names, sizes, strict=True))
+        if legs.get("side", 2) != 2:
+            raise SpecError(f"the side leg of {self.pattern!r} has size 2, not {legs['side']}")
+        for name, value in (("sizes", sizes), ("groups", groups), ("legs", legs)):
+            object.__setattr__(self, name, value)
 
     @classmethod
     def auto(cls, pattern: str, geometry: Geometry, *, layers: int = 1, projections: int = 1) -> "Joined":
-        """The layout of this pattern with balanced digits for these sizes, padded where primes force it."""
-        names = [name for group in _groups(pattern) for name in group]
-        totals = {
-            "f": max(geometry.in_features, geometry.out_features),
-            "w": geometry.width,
-            "io": geometry.in_features + geometry.out_features,
-        }
+        """The layout of this pattern with balanced digits for these sizes, padded where primes force it.
+
+        Raises:
+            SpecError: For a pattern that cannot be read, or several layers or projections without a leg.
+        """
+        names = [name for group in parse_pattern(pattern) for name in group]
+        for leg, count in (("layer", layers), ("proj", projections)):
+            if count != 1 and leg not in names:
+                raise SpecError(f"layout {pattern!r} has no {leg} leg, but {count} were asked for")
+        features = max(geometry.in_features, geometry.out_features)
+        joint = geometry.in_features + geometry.out_features
         sizes = {"side": 2, "layer": layers, "proj": projections}
-        for family, total in totals.items():
-            digits = _digits(names, family)
-            if digits:
-                exact = family == "w"
-                sizes.update(zip(digits, _split(total, len(digits), exact=exact), strict=True))
+        for family, total in (("f", features), ("w", geometry.width), ("io", joint)):
+            own = digits(names, family)
+            if own:
+                sizes.update(zip(own, _split(total, len(own), exact=family == "w"), strict=True))
         return cls(pattern, tuple(sizes[name] for name in names))
 
     @property
-    def legs(self) -> dict[str, int]:
-        """Size of each leg by name, in TT order."""
-        names = [name for group in _groups(self.pattern) for name in group]
-        return dict(zip(names, self.sizes, strict=True))
-
-    @property
     def modes(self) -> Shape:
-        legs = self.legs
-        return tuple(math.prod(legs[name] for name in group) for group in _groups(self.pattern))
+        return tuple(math.prod(self.legs[name] for name in group) for group in self.groups)
 
     @property
     def sites(self) -> int:
         return self.legs.get("layer", 1) * self.legs.get("proj", 1)
 
+    @property
+    def family(self) -> str:
+        """The legs that carry features: ``"f"`` beside a side, ``"io"`` without one."""
+        return "f" if "side" in self.legs else "io"
+
+    def span(self, family: str) -> int:
+        """Size of the index that the digits of a family make: ``w``, ``f`` or ``io``."""
+        return math.prod(self.legs[name] for name in digits(self.legs, family))
+
     def check(self, geometry: Geometry) -> None:
-        for family, needed in self._needed(geometry).items():
-            digits = {name: self.legs[name] for name in _digits(list(self.legs), family)}
-            total = math.prod(digits.values())
-            if total < needed or (family == "w" and total != needed):
-                relation = "exactly" if family == "w" else "at least"
-                raise ModeError(
-                    f"legs {digits} of {self.pattern!r} give {total}, but {relation} {needed} is needed"
-                )
+        d, q, width = geometry
+        needed = d + q if self.family == "io" else max(d, q)
+        if self.span("w") != width or self.span(self.family) < needed:
+            raise ModeError(
+                f"legs {self.legs} of {self.pattern!r} span {self.span('w')} widths and "
+                f"{self.span(self.family)} features, but exactly {width} and at least {needed} are needed"
+            )
 
     def selections(self, geometry: Geometry) -> tuple[Selection, ...]:
-        d, q, width = geometry
-        if self._family == "io":
-            return (self._selection("io", d + q, (), width),)
+        d, q, _ = geometry
+        if self.family == "io":
+            return (self._selection(d + q),)
         if d == q:
-            return (self._selection("f", d, (0, 2), width),)
-        return (self._selection("f", d, (0, 1), width), self._selection("f", q, (1, 1), width))
+            return (self._selection(d, (0, 2)),)
+        return (self._selection(d, (0, 1)), self._selection(q, (1, 1)))
 
     def read(self, parts: tuple[Tensor, ...], geometry: Geometry) -> Factors:
         d, q, _ = geometry
-        if self._family == "io":
-            both = parts[0][..., : d + q]
-            return Factors(both[..., :d], both[..., d:].mT)
-        if len(parts) == 1:
-            first, second = parts[0].unbind(-4)
-        else:
-            first, second = parts[0].squeeze(-4), parts[1].squeeze(-4)
-        return Factors(first[..., :d], second[..., :q].mT)
+        if self.family == "io":
+            both = parts[0]
+            return Factors(both[..., :d], both[..., d : d + q].mT)
+        sides = [side for part in parts for side in part.unbind(-4)]
+        return Factors(sides[0][..., :d], sides[1][..., :q].mT)
 
     def write(self, down: Tensor, up: Tensor) -> Tensor:
-        legs, family = self.legs, self._family
-        total = math.prod(legs[name] for name in _digits(list(legs), family))
-        if family == "io":
+        total = self.span(self.family)
+        if self.family == "io":
             both = _pad(torch.cat([down, up.mT], dim=-1), total)  # (sites, w, io)
         else:
             both = torch.stack([_pad(down, total), _pad(up.mT, total)])  # (side, sites, w, f)
-        order = self._order(family)
-        split = both.reshape([legs[name] for name in order])
-        return split.permute([order.index(name) for name in legs]).reshape(self.modes)
+        order = self._order
+        split = both.reshape([self.legs[name] for name in order])
+        return split.permute([order.index(name) for name in self.legs]).reshape(self.modes)
 
     def up_entries(self, geometry: Geometry) -> tuple[int, Tensor] | None:
-        cut = {"side": slice(1, 2), "io": slice(geometry.in_features, None)}
-        single = "side" if self._family == "f" else "io"
-        if self._family == "io" and len(_digits(list(self.legs), "io")) > 1:
+        names = digits(self.legs, "io") or ["side"]
+        if len(names) > 1:
             return None
-        for k, group in enumerate(_groups(self.pattern)):
-            names = [name for name in group if name == single or _digits([name], single)]
-            if names:
-                index = tuple(cut[single] if name in names else slice(None) for name in group)
-                entries = torch.arange(self.modes[k]).reshape([self.legs[name] for name in group])
-                return k, entries[index].flatten()
-        raise AssertionError("a joined layout has a side or an io leg")
+        (k,) = (k for k, group in enumerate(self.groups) if names[0] in group)
+        group = self.groups[k]
+        entries = torch.arange(self.modes[k]).reshape([self.legs[name] for name in group])
+        axis = group.index(names[0])
+        first = 1 if names == ["side"] else geometry.in_features
+        return k, entries.narrow(axis, first, entries.shape[axis] - first).flatten()
 
     @property
-    def _family(self) -> str:
-        return "f" if "side" in self.legs else "io"
-
-    def _needed(self, geometry: Geometry) -> dict[str, int]:
-        d, q, width = geometry
-        return {"w": width, "io": d + q} if self._family == "io" else {"w": width, "f": max(d, q)}
-
-    def _order(self, family: str) -> list[str]:
+    def _order(self) -> list[str]:
         """Legs in the order (side, layer, proj, w digits, feature digits)."""
-        names = list(self.legs)
-        head = [name for name in ("side", "layer", "proj") if name in names]
-        return head + _digits(names, "w") + _digits(names, family)
+        head = [name for name in ("side", "layer", "proj") if name in self.legs]
+        return head + digits(self.legs, "w") + digits(self.legs, self.family)
 
-    def _selection(self, family: str, needed: int, sides: tuple[int, ...], width: int) -> Selection:
+    def _selection(self, needed: int, sides: tuple[int, ...] = ()) -> Selection:
         """What to generate: these sides, and of the leading digit only the entries that ``needed`` needs."""
-        leading, *rest = _digits(list(self.legs), family)
-        inner = math.prod(self.legs[name] for name in rest)
-        parts = {leading: (0, math.ceil(needed / inner))}
+        leading = digits(self.legs, self.family)[0]
+        inner = self.span(self.family) // self.legs[leading]
+        parts = {name: (0, size) for name, size in self.legs.items()}
+        parts[leading] = (0, -(-needed // inner))
         if sides:
             parts["side"] = (sides[0], sides[1])
-        legs = tuple(
-            tuple((name, self.legs[name], *parts.get(name, (0, self.legs[name]))) for name in group)
-            for group in _groups(self.pattern)
-        )
-        head = (sides[1],) if sides else ()
-        shape = (*head, self.sites, width, parts[leading][1] * inner)
-        return Selection(legs, tuple(self._order(family)), shape)
-
-
-def _groups(pattern: object) -> list[list[str]]:
-    """``"(f1 w1) f2"`` to ``[["f1", "w1"], ["f2"]]``."""
-    if not isinstance(pattern, str) or not re.fullmatch(
-        r"\s*(?:(?:\w+|\(\s*\w+(?:\s+\w+)*\s*\))\s*)+", pattern
-    ):
-        raise SpecError(
-            f"cannot read the layout {pattern!r}; write legs and groups such as 'side (f1 w1) f2'"
-        )
-    return [token.strip("() ").split() for token in re.findall(r"\([^)]*\)|\w+", pattern)]
-
-
-def _check_legs(pattern: str, legs: dict[str, int]) -> None:
-    names = [name for group in _groups(pattern) for name in group]
-    unknown = [name for name in names if not _LEG.fullmatch(name)]
-    if unknown or len(set(names)) != len(names):
-        raise SpecError(
-            f"layout {pattern!r} repeats a leg or has an unknown one {unknown}; "
-            "legs are side, layer, proj, f1.., w1.., io1.."
-        )
-    if not _digits(names, "w"):
-        raise SpecError(f"layout {pattern!r} has no width leg w")
-    features, joint = _digits(names, "f"), _digits(names, "io")
-    if bool(features) == bool(joint) or bool(features) != ("side" in names):
-        raise SpecError(f"layout {pattern!r} needs either side and f legs, or io legs")
-    if "side" in legs and legs["side"] != 2:
-        raise SpecError(f"the side leg of {pattern!r} has size 2, not {legs['side']}")
-
-
-def _digits(names: list[str], family: str) -> list[str]:
-    """The legs of a family, most significant first."""
-    own = [name for name in names if re.fullmatch(rf"{family}\d*", name)]
-    return sorted(own, key=lambda name: int(name[len(family) :] or 0))
+        legs = tuple(tuple((name, self.legs[name], *parts[name]) for name in group) for group in self.groups)
+        shape = (*sides[1:], self.sites, self.span("w"), parts[leading][1] * inner)
+        return Selection(legs, tuple(self._order), shape)
 
 
 def _split(total: int, count: int, *, exact: bool) -> Shape:
@@ -320,24 +297,5 @@ def _split(total: int, count: int, *, exact: bool) -> Shape:
     return exact_modes(total, count) if exact else auto_modes(total, order=count).sizes[::-1]
 
 
-def exact_modes(total: int, order: int) -> Shape:
-    """``order`` modes with product exactly ``total``, as balanced as its divisors allow, largest first.
-
-    Example:
-        >>> exact_modes(526336, 4), exact_modes(7, 2)
-        ((257, 16, 16, 8), (7, 1))
-    """
-    if order == 1:
-        return (total,)
-    target = total ** (1 / order)
-    best = min(_divisors(total), key=lambda n: abs(math.log(n / target)))
-    return tuple(sorted((best, *exact_modes(total // best, order - 1)), reverse=True))
-
-
-def _divisors(total: int) -> list[int]:
-    small = [n for n in range(1, math.isqrt(total) + 1) if total % n == 0]
-    return small + [total // n for n in reversed(small)]
-
-
 def _pad(matrix: Tensor, total: int) -> Tensor:
-    return torch.nn.functional.pad(matrix, (0, total - matrix.shape[-1]))
+    return functional.pad(matrix, (0, total - matrix.shape[-1]))

@@ -55,11 +55,11 @@ class LoRA(WeightMap):
     def init(
         self, generator: torch.Generator | None = None, *, dtype: torch.dtype = torch.float32
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        down = _kaiming((self.width, self.in_features), generator).to(dtype)
-        up = torch.zeros(self.out_features, self.width, dtype=dtype)
+        down = _kaiming((self.width, self.in_features), generator)
+        up = torch.zeros(self.out_features, self.width, device="cpu")
         if self.start == "random":
-            up = _kaiming((self.out_features, self.width), generator).to(dtype)
-        return {"lora_down": down, "lora_up": up}, {}
+            up = _kaiming((self.out_features, self.width), generator)
+        return {"lora_down": down.to(dtype), "lora_up": up.to(dtype)}, {}
 
     def factors(self, params: Tensors, fixed: Tensors) -> Factors:
         return Factors(params["lora_down"][None], params["lora_up"][None])
@@ -72,4 +72,5 @@ class LoRA(WeightMap):
 
 def _kaiming(shape: tuple[int, int], generator: torch.Generator | None) -> Tensor:
     """Uniform in ±1/sqrt(fan-in): Kaiming-uniform with a = sqrt(5), as in LoRA's published code."""
-    return (2 * torch.rand(shape, generator=generator) - 1) / math.sqrt(shape[1])
+    bound = 1 / math.sqrt(shape[1])
+    return torch.empty(shape, device="cpu").uniform_(-bound, bound, generator=generator)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tntune.errors import ModeError, RankError, SpecError
+from tntune.errors import SpecError, TntuneError
 from tntune.maps.activation import activation
 from tntune.maps.base import Factors, Shapes, Tensors, WeightMap
 from tntune.maps.codec import decode_map, encode
@@ -15,6 +15,7 @@ __all__ = [
     "GENERATOR_KEY",
     "PEFT_TYPE",
     "Site",
+    "finite",
     "site_config",
     "site_key",
     "sites_from_config",
@@ -22,7 +23,6 @@ __all__ = [
 
 GENERATOR_KEY = "tensorguide_gen"
 """Name of the container that holds a layer's map tensors, in modules and in checkpoint keys."""
-
 
 PEFT_TYPE = "TENSORGUIDE"
 """What ``adapter_config.json`` calls folders of ours."""
@@ -41,8 +41,8 @@ class Site:
         activation: Name of σ.
 
     Raises:
-        SpecError: For an unknown activation, a scale that is not finite, or a latent mean under a
-            nonlinear σ, where it does not exist.
+        SpecError: For something that is no map, an unknown activation, a scale that is not finite, or a
+            latent mean under a nonlinear σ, where it does not exist.
 
     Example:
         >>> from tntune.maps.lora import LoRA
@@ -57,13 +57,9 @@ class Site:
 
     def __post_init__(self) -> None:
         sigma = activation(self.activation)
-        if (
-            isinstance(self.scale, bool)
-            or not isinstance(self.scale, int | float)
-            or not math.isfinite(self.scale)
-        ):
-            raise SpecError(f"scale must be a finite number, not {self.scale!r}")
-        object.__setattr__(self, "scale", float(self.scale))
+        if not isinstance(self.map, WeightMap):
+            raise SpecError(f"a site needs a map, not {self.map!r:.80}")
+        object.__setattr__(self, "scale", finite("scale", self.scale))
         if self.map.factor_width != self.map.width and not sigma.linear:
             raise SpecError(
                 f"the mean over a latent is exact only for a linear activation, not {self.activation!r}"
@@ -89,6 +85,16 @@ class Site:
         return cls(decode_map(obj["map"]), obj["scale"], obj["activation"])
 
 
+def finite(name: str, value: object) -> float:
+    """``value`` as a float; :class:`SpecError` with the name where it is no finite number."""
+    try:
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            return float(value)
+    except OverflowError:
+        pass
+    raise SpecError(f"{name} must be a finite number, not {value!r:.80}")
+
+
 def site_key(module: str, name: str) -> str:
     """The checkpoint key of a module's map tensor.
 
@@ -100,7 +106,13 @@ def site_key(module: str, name: str) -> str:
 
 
 def site_config(sites: Mapping[str, Site]) -> dict[str, Any]:
-    """The entries of ``adapter_config.json`` for these sites; :func:`sites_from_config` reads them."""
+    """The entries of ``adapter_config.json`` for these sites; :func:`sites_from_config` reads them.
+
+    Example:
+        >>> from tntune.maps.lora import LoRA
+        >>> site_config({"h.0.attn": Site(LoRA(4, 3, 2))})["target_modules"]
+        ['h.0.attn']
+    """
     return {
         "peft_type": PEFT_TYPE,
         "format_version": FORMAT_VERSION,
@@ -125,9 +137,7 @@ def sites_from_config(config: Mapping[str, Any]) -> dict[str, Site]:
         raise SpecError(f"peft_type: must be {PEFT_TYPE!r}, not {config.get('peft_type')!r:.80}")
     version = config.get("format_version")
     if isinstance(version, bool) or not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:
-        raise SpecError(
-            f"format_version: must be at most {FORMAT_VERSION}, not {version!r:.80}; update tntune"
-        )
+        raise SpecError(f"format_version: this tntune reads 1 to {FORMAT_VERSION}, not {version!r:.80}")
     described = config.get("sites")
     if not isinstance(described, dict) or not described:
         raise SpecError("sites: must be an object with one entry for each adapted module")
@@ -135,6 +145,6 @@ def sites_from_config(config: Mapping[str, Any]) -> dict[str, Site]:
     for name, obj in described.items():
         try:
             sites[name] = Site.from_json(obj)
-        except (SpecError, ModeError, RankError) as error:
+        except TntuneError as error:
             raise SpecError(f"sites[{name!r}]: {error}") from error
     return sites

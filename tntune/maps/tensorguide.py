@@ -35,6 +35,8 @@ class TensorGuide(WeightMap):
             makes up is zeroed, or, where the layout has no such slice, the frozen start is subtracted
             from up. ``"random"``: as ``"zero"`` without that. Both scale the cores so that down has the
             variance 1 / (3 D) of a LoRA's. ``"paper"``: Xavier-uniform cores. ``"published"``: 0.1 randn.
+        train: The train that layout, ranks and latent make.
+        subtracts_start: Whether the zero start is made by subtracting the frozen start.
 
     Raises:
         ModeError: Where the layout cannot hold the factors.
@@ -59,6 +61,7 @@ class TensorGuide(WeightMap):
     latent: Latent = field(default=Latent())
     start: str = "zero"
     train: LatentTrain = field(init=False, repr=False, compare=False)
+    subtracts_start: bool = field(init=False, repr=False, compare=False)
     _plans: tuple[tuple[Selection, Plan], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -72,6 +75,8 @@ class TensorGuide(WeightMap):
         train = LatentTrain(self.layout.modes, self.ranks, self.latent)
         object.__setattr__(self, "train", train)
         object.__setattr__(self, "ranks", train.ranks)
+        subtracts = self.start == "zero" and self.layout.up_entries(self.geometry) is None
+        object.__setattr__(self, "subtracts_start", subtracts)
         plans = tuple((s, self._plan(s)) for s in self.layout.selections(self.geometry))
         object.__setattr__(self, "_plans", plans)
 
@@ -109,11 +114,6 @@ class TensorGuide(WeightMap):
         return tuple(plan for _, plan in self._plans)
 
     @property
-    def subtracts_start(self) -> bool:
-        """Whether the zero start is made by subtracting a frozen copy of the first cores from up."""
-        return self.start == "zero" and self.layout.up_entries(self.geometry) is None
-
-    @property
     def param_shapes(self) -> Shapes:
         return self.train.param_shapes("tt_")
 
@@ -139,9 +139,11 @@ class TensorGuide(WeightMap):
         return self._named(cores, frozen=cores)
 
     def factors(self, params: Tensors, fixed: Tensors) -> Factors:
-        down, up = self._factors([params[name] for name in self.train.names("tt_")], fixed)
+        cores = [params[name] for name in self.train.names("tt_")]
+        down, up = self._factors(cores, fixed)
         if self.subtracts_start:
-            start = [fixed[name].detach() for name in self.train.names("tt_start_")]
+            names = self.train.names("tt_start_")
+            start = [fixed[name].detach().to(core) for name, core in zip(names, cores, strict=True)]
             up = up - self._factors(start, fixed).up
         return Factors(down, up)
 
@@ -152,8 +154,7 @@ class TensorGuide(WeightMap):
         """
         self.check_factors(down, up)
         target = self.layout.write(down, up)
-        wanted = RankRule(ranks=self.ranks[1:-1]) if self.train.order > 1 else RankRule()
-        cores = self.train.lift(tt_svd(target, wanted).value)
+        cores = self.train.lift(tt_svd(target, RankRule(ranks=self.ranks[1:-1])).value)
         return self._named(cores, frozen=[torch.zeros_like(core) for core in cores])
 
     def _named(

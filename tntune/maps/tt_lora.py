@@ -87,7 +87,7 @@ class TTLoRA(WeightMap):
         down = self.down_train.init_cores(self.start, variance, generator, dtype)
         up = self.up_train.init_cores(self.start, variance, generator, dtype)
         if self.start == "zero":
-            up[-1] = torch.zeros_like(up[-1])
+            up[-1].zero_()
         return self._named(down, up)
 
     def factors(self, params: Tensors, fixed: Tensors) -> Factors:

@@ -161,8 +161,7 @@ def scale(x: Train, factor: complex | Tensor) -> Train:
     first, *others = cores(x)
     scaled = first * factor
     if scaled.dtype != first.dtype:
-        raise DtypeError(f"a factor of {factor} makes {first.dtype} cores {scaled.dtype}; convert x with to()
-        first")
+        raise DtypeError(f"a factor of {factor} turns {first.dtype} into {scaled.dtype}; convert x with to()")
     return _train([scaled, *others])
 
 
@@ -185,7 +184,7 @@ def hadamard(x: Train, y: Train) -> Train:
 
 
 def matvec(matrix: Train, x: Train) -> Train:
-    """Matrix times vector: ``dense(matvec(A, x)).flatten() == dense(A) @ dense(x).flatten()``; ranks multiply.
+    """Matrix times vector: ``dense(matvec(A, x)).ravel() == dense(A) @ dense(x).ravel()``; ranks multiply.
 
     The second mode of each core of A meets the mode of x; the first one stays.
 
@@ -201,6 +200,7 @@ def matvec(matrix: Train, x: Train) -> Train:
         DtypeError: Where dtypes or devices differ.
 
     Example:
+        >>> from tntune.tt.train import dense
         >>> A = tt_matrix([torch.ones(1, 2, 5, 1)])
         >>> dense(matvec(A, tt_tensor([torch.ones(1, 5, 1)]))).tolist()
         [5.0, 5.0]
@@ -224,6 +224,7 @@ def matmul(left: Train, right: Train) -> Train:
         DtypeError: Where dtypes or devices differ.
 
     Example:
+        >>> from tntune.tt.train import dense
         >>> A = tt_matrix([torch.ones(1, 2, 5, 1)])
         >>> dense(matmul(A, transpose(A))).tolist()
         [[5.0, 5.0], [5.0, 5.0]]
@@ -260,16 +261,14 @@ def _train(cores: list[Tensor]) -> Train:
     return tt_tensor(cores) if cores[0].ndim == 3 else tt_matrix(cores)
 
 
-def _pairs(matrix: Train) -> Sequence[tuple[int, int]]:
+def _pairs(matrix: Train) -> list[tuple[int, int]]:
     """The mode pairs of a TT-matrix; raises for a tensor."""
-    return [_pair(k, mode) for k, mode in enumerate(modes(matrix))]
-
-
-def _pair(k: int, mode: int | tuple[int, int]) -> tuple[int, int]:
-    """One mode pair; raises where the mode is a single size."""
-    if isinstance(mode, int):
-        raise ModeError(f"core {k} has the single mode {mode}; a TT-matrix has modes (n_in, n_out)")
-    return mode
+    own = cores(matrix)
+    if own[0].ndim != 4:
+        raise ModeError(
+            f"a TT-matrix is needed, with cores (r, n_in, n_out, r'); core 0 is {tuple(own[0].shape)}"
+        )
+    return [(core.shape[1], core.shape[2]) for core in own]
 
 
 def _check(left: Sequence[object], right: Sequence[object], x: Train, y: Train) -> None:
@@ -281,5 +280,4 @@ def _check(left: Sequence[object], right: Sequence[object], x: Train, y: Train) 
             raise ModeError(f"the modes of core {k} are {a} and {b}; they must be equal")
     a, b = cores(x)[0], cores(y)[0]
     if (a.dtype, a.device) != (b.dtype, b.device):
-        raise DtypeError(f"the trains are {a.dtype} on {a.device} and {b.dtype} on {b.device}; convert one
-        with to()")
+        raise DtypeError(f"the trains are {a.dtype} on {a.device} and {b.dtype} on {b.device}; use to()")

@@ -10,8 +10,8 @@ from torch import Tensor
 from tntune.errors import ModeError, NumericalError
 from tntune.tt.linalg import r_factor, safe_svd
 from tntune.tt.orthogonal import bond_spectra
-from tntune.tt.rank_rule import RankRule, allocate_ranks, interior
-from tntune.tt.train import compute_dtype, num_parameters, to, tt_tensor, unflatten
+from tntune.tt.rank_rule import RankRule, allocate_ranks
+from tntune.tt.train import compute_dtype, restored, tt_tensor, unflatten
 from tntune.tt.truncation import Rounded, Sweep
 
 __all__ = ["tt_matrix_svd", "tt_svd"]
@@ -60,12 +60,12 @@ def tt_svd(tensor: Tensor, rule: RankRule = _EXACT) -> Rounded:
     wide = tensor.to(compute_dtype(tensor.dtype))
     if not (bool(torch.isfinite(wide.sum())) or bool(torch.isfinite(wide).all())):  # the sum alone is cheap
         raise NumericalError(f"the tensor of shape {tuple(tensor.shape)} has entries that are not finite")
-    rounded = _swept(wide, rule)
-    if rule.max_params is not None and num_parameters(rounded.value) > rule.max_params:
-        start = interior(rounded.ranks, tensor.ndim)
-        ranks = allocate_ranks(bond_spectra(rounded.value), tensor.shape, rule.max_params, start=start)
-        rounded = _swept(wide, RankRule(ranks=ranks))
-    return replace(rounded, value=to(rounded.value, dtype=tensor.dtype))
+    cores, error = _swept(wide, rule)
+    if rule.max_params is not None and sum(core.numel() for core in cores) > rule.max_params:
+        start = [core.shape[0] for core in cores[1:]]
+        ranks = allocate_ranks(bond_spectra(tt_tensor(cores)), tensor.shape, rule.max_params, start=start)
+        cores, error = _swept(wide, RankRule(ranks=ranks))
+    return Rounded(restored(cores, tuple(tensor.shape), tensor.dtype), error)
 
 
 def tt_matrix_svd(
@@ -101,19 +101,19 @@ def tt_matrix_svd(
     return replace(rounded, value=unflatten(rounded.value, pairs))
 
 
-def _swept(tensor: Tensor, rule: RankRule) -> Rounded:
-    """One TT-SVD from left to right, group of modes by group of modes."""
+def _swept(tensor: Tensor, rule: RankRule) -> tuple[list[Tensor], float]:
+    """One TT-SVD from left to right, group of modes by group of modes, and its relative error."""
     modes = tuple(tensor.shape)
     sweep = Sweep(rule, modes, tensor.dtype)
     cores: list[Tensor] = []
-    rest = tensor.reshape(1, -1)  # (r, n ... )
+    rest = tensor.reshape(1, -1)  # (rank, modes still to come)
     while len(cores) < len(modes) - 1:
         group = _group(rest.shape[0], modes[len(cores) :])
         rest = rest.reshape(rest.shape[0] * prod(group), -1)
         wide = rest.shape[1] > rest.shape[0]
         split, basis = _split(r_factor(rest.mH).mH if wide else rest, group, sweep)
         cores, rest = cores + split, basis.mH @ rest
-    return Rounded(tt_tensor([*cores, rest.unsqueeze(-1)]), sweep.error)
+    return [*cores, rest.unsqueeze(-1)], sweep.error
 
 
 def _group(rank: int, modes: Sequence[int]) -> tuple[int, ...]:

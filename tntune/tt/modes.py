@@ -11,6 +11,7 @@ __all__ = ["Modes", "auto_modes"]
 
 _LARGEST = 16  # largest mode unless the caller says otherwise
 _NEGLIGIBLE = 1000  # a padding of at most n / 1000 is not worth a less balanced product
+_WORTH_A_MODE = 100  # one above n / 100 is worth one more mode
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ def auto_modes(n: int, *, order: int | None = None, max_mode: int | None = None)
 
     Args:
         n: Number of features.
-        order: Number of modes. By default the fewest that keep every mode within ``max_mode``.
+        order: Number of modes. By default the fewest that keep every mode within ``max_mode``, or one more
+            where that avoids a padding above n / 100.
         max_mode: Largest mode; 16 where neither this nor ``order`` is given.
 
     Returns:
@@ -56,8 +58,10 @@ def auto_modes(n: int, *, order: int | None = None, max_mode: int | None = None)
             f"needed: n >= 1, order >= 1, max_mode >= 2; got n={n}, order={order}, max_mode={max_mode}"
         )
     if order is None:
-        max_mode = max_mode or _LARGEST
-        order = next(d for d in range(1, n.bit_length() + 1) if max_mode**d >= n)
+        largest = max_mode or _LARGEST
+        fewest = next(d for d in range(1, n.bit_length() + 1) if largest**d >= n)
+        choices = [auto_modes(n, order=d, max_mode=largest) for d in (fewest, fewest + 1)]
+        return min(choices, key=lambda modes: max(modes.padding, n // _WORTH_A_MODE))
     root = _root(n, order)
     if max_mode is not None and max_mode < root:
         raise ModeError(

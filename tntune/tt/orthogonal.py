@@ -5,7 +5,7 @@ from torch import Tensor
 
 from tntune.errors import ModeError
 from tntune.tt.linalg import safe_svd, thin_qr
-from tntune.tt.train import Train, cores, modes, to, tt_tensor, unflatten, working_cores
+from tntune.tt.train import Train, cores, modes, restored, working_cores
 
 __all__ = ["bond_spectra", "orthogonalize", "right_orthogonal"]
 
@@ -26,6 +26,7 @@ def orthogonalize(x: Train, centre: int = -1) -> Train:
         ModeError: Where there is no such core.
 
     Example:
+        >>> from tntune.tt.train import tt_tensor
         >>> x = tt_tensor([torch.ones(1, 2, 3), torch.ones(3, 4, 1)])
         >>> first = cores(orthogonalize(x))[0].flatten(0, 1)
         >>> torch.allclose(first.T @ first, torch.eye(2))
@@ -39,7 +40,7 @@ def orthogonalize(x: Train, centre: int = -1) -> Train:
     centre %= len(own)
     head = _left_orthogonal(own[: centre + 1])
     tail = right_orthogonal([head[-1], *own[centre + 1 :]])
-    return to(unflatten(tt_tensor([*head[:-1], *tail]), modes(x)), dtype=cores(x)[0].dtype)
+    return restored([*head[:-1], *tail], modes(x), cores(x)[0].dtype)
 
 
 @torch.no_grad()
@@ -56,6 +57,7 @@ def bond_spectra(x: Train) -> list[Tensor]:
         NumericalError: Where a core has an entry that is not finite.
 
     Example:
+        >>> from tntune.tt.train import tt_tensor
         >>> x = tt_tensor([torch.ones(1, 2, 3), torch.ones(3, 4, 1)])
         >>> abs(bond_spectra(x)[0][0].item() ** 2 - 72.0) < 1e-3
         True

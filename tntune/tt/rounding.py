@@ -1,24 +1,13 @@
 """Rounding of trains: the smallest ranks that meet a rule, at a measured error."""
 
-from dataclasses import replace
-
 import torch
+from torch import Tensor
 
 from tntune.errors import NumericalError
 from tntune.tt.linalg import safe_svd
 from tntune.tt.orthogonal import bond_spectra, right_orthogonal
-from tntune.tt.rank_rule import RankRule, allocate_ranks, interior
-from tntune.tt.train import (
-    Train,
-    cores,
-    merged_modes,
-    modes,
-    num_parameters,
-    to,
-    tt_tensor,
-    unflatten,
-    working_cores,
-)
+from tntune.tt.rank_rule import RankRule, allocate_ranks
+from tntune.tt.train import Train, cores, merged_modes, modes, restored, working_cores
 from tntune.tt.truncation import Rounded, Sweep
 
 __all__ = ["round_tt"]
@@ -48,23 +37,23 @@ def round_tt(x: Train, rule: RankRule = _EXACT) -> Rounded:
         NumericalError: Where a core has an entry that is not finite.
 
     Example:
+        >>> from tntune.tt.train import tt_tensor
         >>> x = tt_tensor([torch.ones(1, 2, 3), torch.ones(3, 4, 1)])
         >>> round_tt(x).ranks
         (1, 1, 1)
 
     Reference: Oseledets (2011), algorithm 2.
     """
-    rounded = _swept(x, rule)
-    if rule.max_params is not None and num_parameters(rounded.value) > rule.max_params:
-        sizes = merged_modes(x)
-        start = interior(rounded.ranks, len(sizes))
-        ranks = allocate_ranks(bond_spectra(x), sizes, rule.max_params, start=start)
-        rounded = _swept(x, RankRule(ranks=ranks))
-    return replace(rounded, value=to(unflatten(rounded.value, modes(x)), dtype=cores(x)[0].dtype))
+    done, error = _swept(x, rule)
+    if rule.max_params is not None and sum(core.numel() for core in done) > rule.max_params:
+        start = [core.shape[0] for core in done[1:]]
+        ranks = allocate_ranks(bond_spectra(x), merged_modes(x), rule.max_params, start=start)
+        done, error = _swept(x, RankRule(ranks=ranks))
+    return Rounded(restored(done, modes(x), cores(x)[0].dtype), error)
 
 
-def _swept(x: Train, rule: RankRule) -> Rounded:
-    """One rounding of the 3-way cores of x."""
+def _swept(x: Train, rule: RankRule) -> tuple[list[Tensor], float]:
+    """One rounding of the 3-way cores of x, and its relative error."""
     rest, *others = right_orthogonal(working_cores(x))
     sweep = Sweep(rule, merged_modes(x), rest.dtype)
     done = []
@@ -75,4 +64,4 @@ def _swept(x: Train, rule: RankRule) -> Rounded:
         rest = ((s[:kept, None] * vh[:kept]) @ core.flatten(1)).reshape(kept, *core.shape[1:])
     if not bool(torch.isfinite(rest).all()):
         raise NumericalError("a core of the train has entries that are not finite")
-    return Rounded(tt_tensor([*done, rest]), sweep.error)
+    return [*done, rest], sweep.error

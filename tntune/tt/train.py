@@ -8,7 +8,8 @@ from tensorly.tt_matrix import TTMatrix
 from tensorly.tt_tensor import TTTensor
 from torch import Tensor
 
-from tntune.errors import DtypeError, ModeError, RankError
+from tntune.errors import DtypeError, ModeError
+from tntune.tt.check import check_cores, check_tensors
 
 __all__ = [
     "ModeSizes",
@@ -21,6 +22,7 @@ __all__ = [
     "modes",
     "num_parameters",
     "ranks",
+    "restored",
     "to",
     "tt_matrix",
     "tt_tensor",
@@ -64,7 +66,8 @@ def tt_tensor(cores: Sequence[Tensor]) -> TTTensor:
 
     Reference: Oseledets (2011), Tensor-train decomposition, equation 1.3.
     """
-    _check(cores, order=3)
+    check_cores(cores, 3)
+    compute_dtype(cores[0].dtype)
     return TTTensor(list(cores))
 
 
@@ -75,19 +78,16 @@ def tt_matrix(cores: Sequence[Tensor]) -> TTMatrix:
         cores: Tensors (r_{k-1}, n_in, n_out, r_k) of one dtype and device, with outer ranks 1.
 
     Returns:
-        tensorly's own ``TTMatrix``, a matrix of prod(n_in) rows and prod(n_out) columns.
-
-    Raises:
-        ModeError: No core at all, a core that is not 4-way, or a size of zero.
-        RankError: Neighbouring ranks that differ, or an outer rank other than 1.
-        DtypeError: Something other than torch tensors of one supported dtype and one device.
+        tensorly's own ``TTMatrix``, a matrix of prod(n_in) rows and prod(n_out) columns. Raises as
+        :func:`tt_tensor` does.
 
     Example:
         >>> x = tt_matrix([torch.ones(1, 2, 5, 3), torch.ones(3, 4, 6, 1)])
         >>> tuple(dense(x).shape)
         (8, 30)
     """
-    _check(cores, order=4)
+    check_cores(cores, 4)
+    compute_dtype(cores[0].dtype)
     return TTMatrix(list(cores))
 
 
@@ -106,11 +106,7 @@ def cores(x: Train) -> list[Tensor]:
         [(1, 2, 1)]
     """
     factors = list(getattr(x, "factors", ()))
-    for k, core in enumerate(factors):
-        if not isinstance(core, Tensor):
-            raise DtypeError(
-                f"core {k} is a {type(core).__name__}; torch tensors are needed (torch.as_tensor)"
-            )
+    check_tensors(factors)
     orders = {core.ndim for core in factors}
     if orders not in ({3}, {4}):
         found = f"cores of {sorted(orders)} ways" if orders else "no cores"
@@ -202,10 +198,8 @@ def unflatten(x: TTTensor, modes: ModeSizes) -> Train:
     for k, (core, shape) in enumerate(zip(own, shapes, strict=True)):
         if core.shape[1:-1].numel() != torch.Size(shape).numel():
             raise ModeError(f"core {k} has mode {core.shape[1]}, which is not the product of {shape}")
-    split = [
-        core.reshape(core.shape[0], *shape, core.shape[-1]) for core, shape in zip(own, shapes, strict=True)
-    ]
-    return TTTensor(split) if len(shapes[0]) == 1 else TTMatrix(split)
+    split = [core.reshape(len(core), *shape, -1) for core, shape in zip(own, shapes, strict=True)]
+    return tt_tensor(split) if len(shapes[0]) == 1 else tt_matrix(split)
 
 
 def to(x: Train, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Train:
@@ -254,37 +248,18 @@ def working_cores(x: Train) -> list[Tensor]:
     return [core.flatten(1, -2).to(compute_dtype(core.dtype)) for core in cores(x)]
 
 
-def _check(cores: Sequence[Tensor], *, order: int) -> None:
-    """Raise where the cores are no train of that order, naming the core and both sizes."""
-    if not cores:
-        raise ModeError("a train needs at least one core, none was given")
-    for k, core in enumerate(cores):
-        _check_core(k, core, first=cores[0], order=order)
-    ends = [1, *(core.shape[-1] for core in cores)]
-    for k, core in enumerate(cores):
-        if core.shape[0] != ends[k]:
-            before = f"core {k - 1} ends with rank {ends[k]}" if k else "the first rank must be 1"
-            raise RankError(f"core {k} starts with rank {core.shape[0]}, {before}")
-    if ends[-1] != 1:
-        raise RankError(f"core {len(cores) - 1} ends with rank {ends[-1]}, the last rank must be 1")
+def restored(cores: Sequence[Tensor], modes: ModeSizes, dtype: torch.dtype) -> Train:
+    """The way back from :func:`working_cores`: ``restored(working_cores(x), modes(x), dtype of x)`` is x.
 
+    The cores of the result are contiguous, ready to be saved.
 
-def _check_core(k: int, core: Tensor, *, first: Tensor, order: int) -> None:
-    """Raise where one core is no tensor of that order, or differs from the first in dtype or device."""
-    if not isinstance(core, Tensor):
-        raise DtypeError(f"core {k} is a {type(core).__name__}; torch tensors are needed (torch.as_tensor)")
-    if core.ndim != order:
-        legs = "(r, n, r')" if order == 3 else "(r, n_in, n_out, r')"
-        raise ModeError(
-            f"core {k} has {core.ndim} ways and shape {tuple(core.shape)}, needed are {order}: {legs}"
-        )
-    if 0 in core.shape:
-        raise ModeError(f"core {k} has a size of zero: shape {tuple(core.shape)}")
-    compute_dtype(core.dtype)
-    if (core.dtype, core.device) != (first.dtype, first.device):
-        raise DtypeError(
-            f"core {k} is {core.dtype} on {core.device}, core 0 is {first.dtype} on {first.device}"
-        )
+    Example:
+        >>> x = tt_matrix([torch.ones(1, 2, 5, 3), torch.ones(3, 4, 6, 1)])
+        >>> restored(working_cores(x), modes(x), torch.float32).shape
+        (2, 4, 5, 6)
+    """
+    own = [core.to(dtype).resolve_conj().contiguous() for core in cores]
+    return unflatten(tt_tensor(own), modes)
 
 
 def _halves(cores: list[Tensor]) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,151 @@
+"""compare_adapters: how far two adapter folders are apart, layer by layer and in total."""
+
+import os
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from tntune.checkpoint.folder import open_adapter
+from tntune.checkpoint.lora import LoraFolder
+from tntune.checkpoint.tensorguide import TensorGuideFolder
+from tntune.convert.gauge import delta_distance, delta_norm
+from tntune.convert.option import Encoded, factors_of
+from tntune.convert.report import total_error
+from tntune.errors import ModeError, TargetError
+from tntune.maps.activation import activation
+from tntune.maps.base import Factors
+
+__all__ = ["Comparison", "LayerComparison", "compare_adapters", "load_function"]
+
+_PROBES = 512
+
+
+@dataclass(frozen=True)
+class LayerComparison:
+    """One layer of two adapters.
+
+    Attributes:
+        name: Module path.
+        norm: ``‖ΔW‖`` of the first.
+        distance: ``‖ΔW₁ − ΔW₂‖``; a layer that an adapter lacks counts as ΔW = 0.
+        relative_error: ``distance / norm``; infinite where only the norm is zero.
+        measure: ``"frobenius"``, or ``"probe"`` where an adapter is nonlinear: then norms are root mean
+            squares of outputs over standard normal inputs times sqrt(in_features), which is the Frobenius
+            norm's estimate for linear ones.
+    """
+
+    name: str
+    norm: float
+    distance: float
+    relative_error: float
+    measure: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two adapters.
+
+    Attributes:
+        first: Folder of the reference.
+        second: Folder compared with it.
+        relative_error: Distance over all layers relative to the first.
+        layers: One entry for each layer of either.
+    """
+
+    first: str
+    second: str
+    relative_error: float
+    layers: tuple[LayerComparison, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values with stable keys."""
+        return {**asdict(self), "layers": [asdict(layer) for layer in self.layers]}
+
+
+@dataclass(frozen=True)
+class AdapterFunction:
+    """``x -> up σ(down x)`` of one layer, scale included, in float64."""
+
+    factors: Factors
+    activation: str
+
+    @property
+    def linear(self) -> bool:
+        """Whether it is a matrix."""
+        return activation(self.activation).linear
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """``(n, in)`` to ``(n, out)``."""
+        return activation(self.activation).function(x @ self.factors.down.mT) @ self.factors.up.mT
+
+
+def compare_adapters(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> Comparison:
+    """``‖ΔW₁ − ΔW₂‖ / ‖ΔW₁‖`` for each layer and over all, in float64 from what is stored.
+
+    Args:
+        first: The reference, a LoRA or TensorGuide folder.
+        second: What is compared with it.
+
+    Raises:
+        CheckpointError, NumericalError: Where a folder cannot be read.
+        ModeError: Where a layer has other sizes in the second.
+        TargetError: Where the two have no layer in common.
+    """
+    left, right = open_adapter(first, carry=True), open_adapter(second, carry=True)
+    names = list(dict.fromkeys([*layer_names(left), *layer_names(right)]))
+    if not set(layer_names(left)) & set(layer_names(right)):
+        raise TargetError(f"{first} and {second} have no adapted layer in common")
+    layers = tuple(_compare(name, load_function(left, name), load_function(right, name)) for name in names)
+    total = total_error((layer.distance**2 for layer in layers), (layer.norm for layer in layers))
+    return Comparison(str(first), str(second), total, layers)
+
+
+def layer_names(folder: LoraFolder | TensorGuideFolder) -> list[str]:
+    """Module paths of the adapted layers."""
+    return [site.name for site in folder.sites] if isinstance(folder, LoraFolder) else list(folder.sites)
+
+
+def load_function(folder: LoraFolder | TensorGuideFolder, name: str) -> AdapterFunction | None:
+    """What one layer's adapter computes, or None where the folder does not adapt that layer."""
+    if name not in layer_names(folder):
+        return None
+    if isinstance(folder, LoraFolder):
+        down, up, scale = folder.load(next(site for site in folder.sites if site.name == name))
+        return AdapterFunction(Factors(down.double(), scale * up.double()), "identity")
+    site = folder.sites[name]
+    down, up = factors_of(Encoded(site, folder.load(name)))
+    return AdapterFunction(Factors(down, site.scale * up), site.activation)
+
+
+def _compare(name: str, first: AdapterFunction | None, second: AdapterFunction | None) -> LayerComparison:
+    reference = first or second
+    assert reference is not None
+    one, two = first or _zero(reference), second or _zero(reference)
+    shapes = [(f.factors.up.shape[0], f.factors.down.shape[1]) for f in (one, two)]
+    if shapes[0] != shapes[1]:
+        raise ModeError(f"{name}: is {shapes[0]} in the first adapter and {shapes[1]} in the second")
+    if one.linear and two.linear:
+        norm, distance, measure = (
+            delta_norm(one.factors),
+            delta_distance(one.factors, two.factors),
+            "frobenius",
+        )
+    else:
+        norm, distance = _probe(one, two)
+        measure = "probe"
+    relative = distance / norm if norm else (0.0 if not distance else float("inf"))
+    return LayerComparison(name, norm, distance, relative, measure)
+
+
+def _zero(like: AdapterFunction) -> AdapterFunction:
+    down, up = like.factors
+    return AdapterFunction(Factors(torch.zeros_like(down[:1]), torch.zeros_like(up[:, :1])), "identity")
+
+
+def _probe(one: AdapterFunction, two: AdapterFunction) -> tuple[float, float]:
+    """Norm of the first and distance of both, over standard normal inputs of a fixed seed."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(_PROBES, one.factors.down.shape[1], generator=generator, dtype=torch.float64)
+    y, gap = one(x), one(x) - two(x)
+    return tuple(float(v.square().sum(1).mean().sqrt()) for v in (y, gap))  # type: ignore[return-value]

@@ -1,0 +1,182 @@
+"""convert_lora: a trained LoRA folder to a smaller adapter folder, with an honest report."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor
+
+from tntune.checkpoint.lora import LoraFolder, LoraSite, open_lora
+from tntune.checkpoint.tensor_file import TENSORS_NAME
+from tntune.checkpoint.tensorguide import write_tensorguide
+from tntune.convert.encode import DeltaEncoder
+from tntune.convert.gauge import balance
+from tntune.convert.option import Encoded, Option
+from tntune.convert.report import ConversionReport, LayerReport, total_error
+from tntune.convert.settings import ConversionSettings
+from tntune.convert.target import choose, train_options
+from tntune.convert.truncation import svd_errors
+from tntune.errors import NumericalError
+
+__all__ = ["Progress", "convert_lora"]
+
+Progress = Callable[[str, int, int], None]
+"""Called with (stage, done, total) after every layer."""
+
+
+def convert_lora(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    settings: ConversionSettings,
+    *,
+    overwrite: bool = False,
+    carry: bool = False,
+    progress: Progress | None = None,
+) -> ConversionReport:
+    """Write ``output``, an adapter folder whose ΔW differs from that of ``source`` by the reported error.
+
+    Layer by layer: the balanced gauge, exact trains in every layout, their errors at points along the way
+    from exact to rank one; then one choice over all layers; then the chosen tensors. The source is read
+    twice, one layer at a time. Nothing of size (out, in) is ever formed.
+
+    Args:
+        source: LoRA folder as PEFT writes it.
+        output: Folder to write; whole or not at all.
+        settings: Target, method, layouts.
+        overwrite: Whether an existing adapter folder may be replaced.
+        carry: Whether unknown tensors of the source are carried along (see :func:`open_lora`).
+        progress: Called as layers are done.
+
+    Returns:
+        The report, with SVD truncation at equal parameters beside every error.
+
+    Raises:
+        CheckpointError, NumericalError: Where the source cannot be read, or is untrained (every ΔW zero).
+        RankError: Where the budget is too small for any encoding.
+        OutputError: Where the output cannot be written.
+    """
+    folder = open_lora(source, carry=carry)
+    report_progress = progress or _silent
+    spectra, curves = _survey(folder, settings, report_progress)
+    norms = {name: float(values.norm()) for name, values in spectra.items()}
+    chosen = choose(curves, norms, settings.target, folder.params)
+    encoded = dict(_encode(folder, settings, chosen, report_progress))
+    if not encoded:
+        raise NumericalError("the budget leaves no layer at all; allow more parameters")
+    report = _report(folder, str(output), settings, spectra, chosen, encoded)
+    write_tensorguide(
+        output,
+        encoded,
+        config=folder.config,
+        passthrough={name: folder.tensor(name) for name in folder.passthrough},
+        metadata={
+            "tntune": "convert",
+            "settings": settings.to_json(),
+            "relative_error": report.relative_error,
+        },
+        card=report.card(),
+        overwrite=overwrite,
+    )
+    written = (Path(output) / TENSORS_NAME).stat().st_size
+    return replace(report, bytes_after=written)
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    return None
+
+
+def _encoder(folder: LoraFolder, site: LoraSite, settings: ConversionSettings) -> DeltaEncoder:
+    return DeltaEncoder(balance(*folder.load(site)), settings.dtype or site.dtype, settings.activation)
+
+
+def _survey(
+    folder: LoraFolder, settings: ConversionSettings, progress: Progress
+) -> tuple[dict[str, Tensor], dict[str, list[Option]]]:
+    """Singular values and options of every layer."""
+    spectra, curves = {}, {}
+    for done, site in enumerate(folder.sites, 1):
+        encoder = _encoder(folder, site, settings)
+        spectra[site.name] = encoder.balanced.values
+        curves[site.name] = list(_options(encoder, site, settings, folder.params))
+        progress("survey", done, len(folder.sites))
+    if not any(bool(values.any()) for values in spectra.values()):
+        raise NumericalError(f"{folder.path}: every ΔW is zero: this adapter was never trained")
+    return spectra, curves
+
+
+def _options(
+    encoder: DeltaEncoder, site: LoraSite, settings: ConversionSettings, total: int
+) -> Iterator[Option]:
+    target = settings.target
+    budget = target.budget(total)
+    if settings.method != "tensorguide":
+        limit = target.max_rank or site.width
+        yield from (option for option in encoder.truncations() if option.ranks[0] <= limit)
+    if settings.method != "svd":
+        for layout in settings.layouts:
+            yield from train_options(encoder, layout, target, (budget or total) * site.params / total)
+    if budget is not None:
+        yield encoder.dropped()
+
+
+def _encode(
+    folder: LoraFolder, settings: ConversionSettings, chosen: Mapping[str, Option], progress: Progress
+) -> Iterator[tuple[str, Encoded]]:
+    """Site and tensors of every layer that is kept."""
+    for done, site in enumerate(folder.sites, 1):
+        if chosen[site.name].method != "dropped":
+            yield site.name, _encoder(folder, site, settings).encode(chosen[site.name])
+        progress("encode", done, len(folder.sites))
+
+
+def _report(
+    folder: LoraFolder,
+    output: str,
+    settings: ConversionSettings,
+    spectra: Mapping[str, Tensor],
+    chosen: Mapping[str, Option],
+    encoded: Mapping[str, Encoded],
+) -> ConversionReport:
+    norms = {name: float(values.norm()) for name, values in spectra.items()}
+    after = sum(option.params for option in chosen.values())
+    layers = tuple(
+        _layer(site, chosen[site.name], encoded.get(site.name), spectra[site.name]) for site in folder.sites
+    )
+    error = total_error((option.squared_error for option in chosen.values()), norms.values())
+    sizes = {site.name: site.in_features + site.out_features for site in folder.sites}
+    return ConversionReport(
+        source=str(folder.path),
+        output=output,
+        settings=settings.to_json(),
+        measure="frobenius",
+        params_before=folder.params,
+        params_after=after,
+        bytes_before=folder.num_bytes,
+        bytes_after=0,
+        dtypes=tuple(str(dtype) for dtype in folder.dtypes),
+        relative_error=error,
+        svd_relative_error=total_error(svd_errors(spectra, sizes, after).values(), norms.values()),
+        target_met=settings.target.met(chosen, norms, folder.params),
+        passthrough=len(folder.passthrough),
+        layers=layers,
+    )
+
+
+def _layer(site: LoraSite, option: Option, encoded: Encoded | None, values: Tensor) -> LayerReport:
+    norm = float(values.norm())
+    size = site.in_features + site.out_features
+    squared = svd_errors({site.name: values}, {site.name: size}, option.params)[site.name]
+    return LayerReport(
+        name=site.name,
+        shape=(site.out_features, site.in_features),
+        method=option.method,
+        layout=option.layout,
+        ranks=option.ranks,
+        width=encoded.site.map.width if encoded else 0,
+        params_before=site.params,
+        params_after=option.params,
+        norm=norm,
+        relative_error=total_error([option.squared_error], [norm]),
+        svd_relative_error=total_error([squared], [norm]),
+    )

@@ -1,0 +1,126 @@
+"""export_lora: any linear adapter folder as a plain LoRA, without an SVD."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tntune.checkpoint.lora_writer import LoraEntry, write_lora
+from tntune.checkpoint.tensor_file import TENSORS_NAME
+from tntune.checkpoint.tensorguide import TensorGuideFolder, open_tensorguide
+from tntune.convert.gauge import delta_distance, delta_norm
+from tntune.convert.option import Encoded, factors_of
+from tntune.convert.report import total_error
+from tntune.errors import UnsupportedError
+from tntune.maps.activation import activation
+from tntune.maps.base import Factors
+
+__all__ = ["ExportReport", "export_lora"]
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was exported.
+
+    Attributes:
+        source: Folder read.
+        output: LoRA folder written.
+        layers: Number of layers.
+        rank: Largest rank.
+        params_before: Trainable entries of the maps.
+        params_after: Entries of all factors.
+        bytes_before: Size of the weights file before.
+        bytes_after: Size of the weights file after.
+        dtypes: Dtypes of the factors.
+        relative_error: ``‖ΔW − ΔW'‖ / ‖ΔW‖``: rounding of the factors to their dtype, nothing else.
+    """
+
+    source: str
+    output: str
+    layers: int
+    rank: int
+    params_before: int
+    params_after: int
+    bytes_before: int
+    bytes_after: int
+    dtypes: tuple[str, ...]
+    relative_error: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values with stable keys."""
+        return {**asdict(self), "dtypes": list(self.dtypes)}
+
+
+def export_lora(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    dtype: torch.dtype | None = None,
+    overwrite: bool = False,
+) -> ExportReport:
+    """Write ``output``, a LoRA folder with the same ΔW, which stock PEFT loads with tntune uninstalled.
+
+    The generated factors *are* LoRA factors: no SVD, no (out, in) matrix. They are contracted in float64 and
+    rounded once.
+
+    Args:
+        source: TensorGuide folder.
+        output: LoRA folder to write; whole or not at all.
+        dtype: Dtype of the factors; by default that of each layer's params.
+        overwrite: Whether an existing adapter folder may be replaced.
+
+    Raises:
+        UnsupportedError: Where an activation is not linear: no LoRA computes that function.
+        CheckpointError, NumericalError: Where the source cannot be read.
+        OutputError: Where the output cannot be written.
+    """
+    folder = open_tensorguide(source, carry=True)
+    _check_linear(folder)
+    exact = dict(_factors(folder))
+    entries = [LoraEntry(name, *_stored(folder, name, factors, dtype)) for name, factors in exact.items()]
+    write_lora(
+        output,
+        entries,
+        base_config=folder.config,
+        passthrough={name: folder.tensor(name) for name in folder.passthrough},
+        overwrite=overwrite,
+    )
+    gaps = [delta_distance(exact[entry.name], Factors(entry.down, entry.up)) ** 2 for entry in entries]
+    return ExportReport(
+        source=str(source),
+        output=str(output),
+        layers=len(entries),
+        rank=max(entry.down.shape[0] for entry in entries),
+        params_before=folder.params,
+        params_after=sum(entry.down.numel() + entry.up.numel() for entry in entries),
+        bytes_before=folder.num_bytes,
+        bytes_after=(Path(output) / TENSORS_NAME).stat().st_size,
+        dtypes=tuple(dict.fromkeys(str(entry.up.dtype) for entry in entries)),
+        relative_error=total_error(gaps, (delta_norm(factors) for factors in exact.values())),
+    )
+
+
+def _check_linear(folder: TensorGuideFolder) -> None:
+    for name, site in folder.sites.items():
+        if not activation(site.activation).linear:
+            raise UnsupportedError(
+                f"{name}: has the activation {site.activation!r}, so no LoRA computes its function; "
+                "serve it with tntune, or train with activation 'identity'"
+            )
+
+
+def _factors(folder: TensorGuideFolder) -> Iterator[tuple[str, Factors]]:
+    for name, site in folder.sites.items():
+        down, up = factors_of(Encoded(site, folder.load(name)))
+        yield name, Factors(down, site.scale * up)
+
+
+def _stored(
+    folder: TensorGuideFolder, name: str, factors: Factors, dtype: torch.dtype | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    params = folder.sites[name].map.param_shapes
+    own = next(tensor.dtype for flat, tensor in folder.load(name).items() if flat in params)
+    return factors.down.to(dtype or own), factors.up.to(dtype or own)

@@ -1,0 +1,140 @@
+"""Reports of conversions: errors of ΔW by layer and in total, plain SVD at the same size beside them."""
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["ConversionReport", "LayerReport", "total_error"]
+
+_CARD = """# {name}
+
+An adapter made by tntune: {before:,} parameters before, {after:,} after.
+
+Relative error of ΔW (Frobenius norm, as stored): {error:.6f}. Plain SVD truncation of the same size: {svd}.
+
+Load it with `tntune.adapters.load_adapters`, or make a plain LoRA of it, which PEFT and every LoRA server
+load: `tntune export FOLDER --to lora -o OUTPUT`.
+
+Settings: `{settings}`
+
+| layer | method | parameters before | after | error | SVD error |
+|---|---|---|---|---|---|
+{rows}
+"""
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What became of one layer.
+
+    Attributes:
+        name: Module path.
+        shape: ``(out_features, in_features)``.
+        method: ``"tensorguide"``, ``"svd"``, ``"lora"`` (kept as it was) or ``"dropped"`` (ΔW = 0).
+        layout: Pattern of the train, else empty.
+        ranks: TT-ranks, or the rank of the SVD.
+        width: Inner size of the adapter after, 0 where dropped.
+        params_before: Entries of its factors before.
+        params_after: Trainable entries after.
+        norm: ``‖ΔW‖`` before, Frobenius.
+        relative_error: ``‖ΔW − ΔW'‖ / ‖ΔW‖`` as stored; 0 for a zero ΔW.
+        svd_relative_error: The same of plain SVD truncation with at most ``params_after`` entries; None
+            where no LoRA was converted.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    method: str
+    layout: str
+    ranks: tuple[int, ...]
+    width: int
+    params_before: int
+    params_after: int
+    norm: float
+    relative_error: float
+    svd_relative_error: float | None
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """The whole conversion; totals are of all layers' ΔW stacked.
+
+    Attributes:
+        source: Folder read.
+        output: Folder written.
+        settings: What was asked for.
+        measure: The norm of every error: ``"frobenius"``.
+        params_before: Entries of all factors before.
+        params_after: Trainable entries after.
+        bytes_before: Size of the weights file before.
+        bytes_after: Size of the weights file after.
+        dtypes: Dtypes of the factors, kept unless ``settings`` say otherwise.
+        relative_error: ``‖ΔW − ΔW'‖ / ‖ΔW‖`` over all layers.
+        svd_relative_error: The same of plain SVD truncation with at most ``params_after`` entries, spread
+            over the layers by singular values; None where no LoRA was converted.
+        target_met: Whether budget and tolerance are met.
+        passthrough: Number of tensors carried along untouched.
+        layers: One report for each layer.
+    """
+
+    source: str
+    output: str
+    settings: dict[str, Any]
+    measure: str
+    params_before: int
+    params_after: int
+    bytes_before: int
+    bytes_after: int
+    dtypes: tuple[str, ...]
+    relative_error: float
+    svd_relative_error: float | None
+    target_met: bool
+    passthrough: int
+    layers: tuple[LayerReport, ...]
+
+    @property
+    def svd_wins(self) -> bool:
+        """Whether plain SVD truncation of the same total size is closer."""
+        baseline = self.svd_relative_error
+        return baseline is not None and baseline < self.relative_error * (1 - 1e-9)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values with stable keys; ``json.dumps`` takes it."""
+        value = asdict(self)
+        value["svd_wins"] = self.svd_wins
+        return json.loads(json.dumps(value))  # type: ignore[no-any-return]
+
+    def card(self) -> str:
+        """A model card in Markdown: what this is, its numbers, and how to load it."""
+        rows = [
+            f"| {layer.name} | {layer.method} | {layer.params_before:,} | {layer.params_after:,} "
+            f"| {layer.relative_error:.4f} | {_shown(layer.svd_relative_error)} |"
+            for layer in self.layers
+        ]
+        return _CARD.format(
+            name=Path(self.output).name,
+            before=self.params_before,
+            after=self.params_after,
+            error=self.relative_error,
+            svd=_shown(self.svd_relative_error),
+            settings=json.dumps(self.settings),
+            rows="\n".join(rows),
+        )
+
+
+def total_error(squared_errors: Iterable[float], norms: Iterable[float]) -> float:
+    """``sqrt(Σ ‖error‖² / Σ ‖ΔW‖²)``; 0 where every ΔW is zero.
+
+    Example:
+        >>> total_error([1.0, 0.0], [3.0, 4.0])
+        0.2
+    """
+    whole = math.fsum(norm**2 for norm in norms)
+    return math.sqrt(math.fsum(squared_errors) / whole) if whole else 0.0
+
+
+def _shown(error: float | None) -> str:
+    return "-" if error is None else f"{error:.4f}"

@@ -1,0 +1,219 @@
+"""round_adapter: lower the TT-ranks of an adapter folder to a stated error of its function."""
+
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from tensorly.tt_tensor import TTTensor
+from torch import Tensor
+
+from tntune.checkpoint.tensor_file import TENSORS_NAME
+from tntune.checkpoint.tensorguide import TensorGuideFolder, open_tensorguide, write_tensorguide
+from tntune.convert.encode import DeltaEncoder
+from tntune.convert.gauge import balance, delta_distance, delta_norm
+from tntune.convert.option import Encoded, Encoder, Option, factors_of
+from tntune.convert.report import ConversionReport, LayerReport, total_error
+from tntune.convert.target import Target, choose, train_options
+from tntune.errors import UnsupportedError
+from tntune.maps.activation import activation
+from tntune.maps.base import Factors
+from tntune.maps.latent import Latent
+from tntune.maps.lora import LoRA
+from tntune.maps.tensorguide import TensorGuide
+from tntune.tt.decompose import tt_svd
+from tntune.tt.orthogonal import bond_spectra
+from tntune.tt.rank_rule import RankRule, ShrinkStep, shrink_path
+from tntune.tt.rounding import round_tt
+from tntune.tt.train import cores, merged_modes
+
+__all__ = ["SiteEncoder", "round_adapter"]
+
+
+class SiteEncoder(Encoder):
+    """The trains of lower rank that stand for one TensorGuide site, in its own layout.
+
+    A latent is absorbed, a frozen start subtracted: the result is a train without either. Errors are those
+    of ΔW for a linear σ, else of the two factors stacked.
+
+    Args:
+        encoded: The site and its tensors.
+
+    Raises:
+        UnsupportedError: Where the map is no TensorGuide, or its latent is averaged.
+    """
+
+    def __init__(self, encoded: Encoded) -> None:
+        map = encoded.site.map
+        if not isinstance(map, TensorGuide):
+            raise UnsupportedError(f"a map of kind {map.kind!r} has no train of its own to round")
+        if map.latent.mode == "mean":
+            raise UnsupportedError(
+                "a mean over a latent is no single train; export it to LoRA and convert that"
+            )
+        self.site, self.map = encoded.site, map
+        self.dtype = encoded.tensors[next(iter(map.param_shapes))].dtype
+        self.factors = factors_of(encoded)
+        self._train = _exact_train(map, encoded.tensors, self.factors)
+        self._path: list[ShrinkStep] = []
+
+    @property
+    def norm(self) -> float:
+        return _size(self.factors, self.linear)
+
+    @property
+    def linear(self) -> bool:
+        """Whether σ is linear."""
+        return activation(self.site.activation).linear
+
+    @property
+    def layout(self) -> str:
+        """How reports name the layout."""
+        return getattr(self.map.layout, "pattern", self.map.layout.kind)
+
+    def path(self, layout: str) -> list[ShrinkStep]:
+        if not self._path:
+            self._path = shrink_path(bond_spectra(self._train), merged_modes(self._train))
+        return self._path
+
+    def at(self, layout: str, ranks: Sequence[int]) -> Option:
+        option = Option("tensorguide", layout, (1, *ranks, 1), 0, 0.0)
+        encoded = self.encode(option)
+        distance = _gap(self.factors, factors_of(encoded), self.linear)
+        return replace(option, params=encoded.site.map.num_parameters, squared_error=distance**2)
+
+    def encode(self, option: Option) -> Encoded:
+        train = round_tt(self._train, RankRule(ranks=option.ranks)).value
+        map = replace(self.map, ranks=tuple(train.rank), latent=Latent(), start="random")
+        stored = (core.to(self.dtype).contiguous() for core in cores(train))
+        return Encoded(replace(self.site, map=map), dict(zip(map.param_shapes, stored, strict=True)))
+
+
+def round_adapter(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    target: Target,
+    *,
+    overwrite: bool = False,
+) -> ConversionReport:
+    """Write ``output``, the adapter of ``source`` with lower ranks, off by the reported error.
+
+    Trains are rounded in their own layout; plain factors (that a conversion kept) are truncated by SVD.
+
+    Args:
+        source: TensorGuide folder.
+        output: Folder to write; whole or not at all.
+        target: How small or how accurate; a share counts all parameters of the adapter.
+        overwrite: Whether an existing adapter folder may be replaced.
+
+    Raises:
+        UnsupportedError: Where a map is neither a TensorGuide nor a LoRA, or a latent is averaged.
+        RankError: Where the budget is too small.
+        CheckpointError, NumericalError: Where the source cannot be read.
+        OutputError: Where the output cannot be written.
+    """
+    folder = open_tensorguide(source, carry=True)
+    encoders = {name: _encoder(folder, name) for name in folder.sites}
+    curves = {name: list(_options(encoder, target, folder, name)) for name, encoder in encoders.items()}
+    norms = {name: encoder.norm for name, encoder in encoders.items()}
+    chosen = choose(curves, norms, target, folder.params)
+    report = _report(folder, str(output), target, chosen, norms)
+    write_tensorguide(
+        output,
+        {name: encoder.encode(chosen[name]) for name, encoder in encoders.items()},
+        config=folder.config,
+        passthrough={name: folder.tensor(name) for name in folder.passthrough},
+        metadata={"tntune": "round", "target": target.to_json(), "relative_error": report.relative_error},
+        card=report.card(),
+        overwrite=overwrite,
+    )
+    return replace(report, bytes_after=(Path(output) / TENSORS_NAME).stat().st_size)
+
+
+def _encoder(folder: TensorGuideFolder, name: str) -> DeltaEncoder | SiteEncoder:
+    encoded = Encoded(folder.sites[name], folder.load(name))
+    if isinstance(encoded.site.map, LoRA) and activation(encoded.site.activation).linear:
+        down, up = factors_of(encoded)
+        return DeltaEncoder(balance(down, up, encoded.site.scale), encoded.tensors["lora_up"].dtype)
+    try:
+        return SiteEncoder(encoded)
+    except UnsupportedError as error:
+        raise UnsupportedError(f"{name}: {error}") from error
+
+
+def _options(
+    encoder: DeltaEncoder | SiteEncoder, target: Target, folder: TensorGuideFolder, name: str
+) -> Iterator[Option]:
+    if isinstance(encoder, SiteEncoder):
+        own = folder.sites[name].map.num_parameters
+        share = (target.budget(folder.params) or folder.params) * own / folder.params
+        return train_options(encoder, encoder.layout, target, share)
+    limit = target.max_rank or len(encoder.balanced.values)
+    return (option for option in encoder.truncations() if option.ranks[0] <= limit)
+
+
+def _report(
+    folder: TensorGuideFolder,
+    output: str,
+    target: Target,
+    chosen: Mapping[str, Option],
+    norms: Mapping[str, float],
+) -> ConversionReport:
+    layers = tuple(_layer(folder, name, option, norms[name]) for name, option in chosen.items())
+    error = total_error((option.squared_error for option in chosen.values()), norms.values())
+    return ConversionReport(
+        source=str(folder.path),
+        output=output,
+        settings={"target": target.to_json()},
+        measure="frobenius",
+        params_before=folder.params,
+        params_after=sum(option.params for option in chosen.values()),
+        bytes_before=folder.num_bytes,
+        bytes_after=0,
+        dtypes=tuple(str(dtype) for dtype in folder.dtypes),
+        relative_error=error,
+        svd_relative_error=None,
+        target_met=target.met(chosen, norms, folder.params),
+        passthrough=len(folder.passthrough),
+        layers=layers,
+    )
+
+
+def _layer(folder: TensorGuideFolder, name: str, option: Option, norm: float) -> LayerReport:
+    map = folder.sites[name].map
+    return LayerReport(
+        name=name,
+        shape=(map.out_features, map.in_features),
+        method=option.method,
+        layout=option.layout,
+        ranks=option.ranks,
+        width=map.width if option.method == "tensorguide" else option.ranks[0],
+        params_before=map.num_parameters,
+        params_after=option.params,
+        norm=norm,
+        relative_error=total_error([option.squared_error], [norm]),
+        svd_relative_error=None,
+    )
+
+
+def _exact_train(map: TensorGuide, tensors: Mapping[str, Tensor], factors: Factors) -> TTTensor:
+    """The site's train in float64: its own cores, or that of its factors where z or a start is involved."""
+    if map.train.has_latent or map.subtracts_start:
+        return tt_svd(map.layout.write(factors.down[None], factors.up[None])).value
+    own = [tensors[name].double() for name in map.param_shapes]
+    return map.train.tensor_train(own)
+
+
+def _size(factors: Factors, linear: bool) -> float:
+    """Norm of ΔW, or of both factors stacked."""
+    if linear:
+        return delta_norm(factors)
+    return math.hypot(float(factors.down.norm()), float(factors.up.norm()))
+
+
+def _gap(first: Factors, second: Factors, linear: bool) -> float:
+    """Distance of ΔW, or of both factors stacked."""
+    if linear:
+        return delta_distance(first, second)
+    return _size(Factors(first.down - second.down, first.up - second.up), linear=False)

@@ -1,0 +1,65 @@
+"""What a conversion aims at and what it may use."""
+
+from dataclasses import asdict, dataclass
+
+import torch
+
+from tntune.convert.encode import DEFAULT_LAYOUTS
+from tntune.convert.lift import check_lift
+from tntune.convert.target import Target
+from tntune.errors import SpecError
+from tntune.maps.activation import activation
+from tntune.maps.build import make_layout
+from tntune.maps.layout import Geometry, Joined
+
+__all__ = ["METHODS", "ConversionSettings"]
+
+METHODS = ("tensorguide", "svd", "auto")
+
+
+@dataclass(frozen=True)
+class ConversionSettings:
+    """How a LoRA is converted.
+
+    Attributes:
+        target: How small or how accurate.
+        method: ``"tensorguide"``: trains only. ``"svd"``: plain truncation. ``"auto"``: for each layer what
+            is better.
+        layouts: Joined patterns to choose from, layer by layer.
+        activation: σ of the result; a nonlinear one by the exact lift, for trains only.
+        dtype: Dtype to store; by default each layer keeps its own.
+
+    Raises:
+        SpecError: For an unknown method, or a layout or activation that conversion cannot make.
+        UnsupportedError: For an activation without exact lift.
+
+    Example:
+        >>> ConversionSettings(Target(params=0.5), method="auto").to_json()["target"]
+        {'params': 0.5}
+    """
+
+    target: Target
+    method: str = "tensorguide"
+    layouts: tuple[str, ...] = DEFAULT_LAYOUTS
+    activation: str = "identity"
+    dtype: torch.dtype | None = None
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise SpecError(f"method must be one of {', '.join(METHODS)}, not {self.method!r}")
+        if not self.layouts:
+            raise SpecError("at least one layout is needed")
+        for layout in self.layouts:
+            if not isinstance(make_layout(layout, Geometry(4, 4, 2)), Joined):
+                raise SpecError(f"conversion needs joined layouts, not {layout!r}")
+        if not activation(self.activation).linear:
+            check_lift(self.activation)
+            if self.method != "tensorguide":
+                raise SpecError(
+                    f"activation {self.activation!r} needs method 'tensorguide', not {self.method!r}"
+                )
+
+    def to_json(self) -> dict[str, object]:
+        """Plain values, for reports."""
+        plain = {**asdict(self), "layouts": list(self.layouts), "target": self.target.to_json()}
+        return {**plain, "dtype": str(self.dtype) if self.dtype else None}
