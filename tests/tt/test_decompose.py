@@ -189,6 +189,13 @@ def test_the_ranks_of_a_sum_of_sines_are_found() -> None:
     )
 
 
+def test_a_complex_wave_has_rank_one() -> None:
+    wave = torch.exp(1j * torch.arange(4.0**6, dtype=torch.float64)).reshape([4] * 6)
+    rounded = tt_svd(wave)
+    assert rounded.ranks == (1,) * 7
+    assert close(dense(rounded.value), wave)
+
+
 @given(st.data(), st.integers(0, 2**31))
 def test_a_matrix_is_decomposed_in_pairs_of_modes(data: st.DataObject, seed: int) -> None:
     rows = data.draw(st.lists(st.integers(1, 4), min_size=1, max_size=3))

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from tests.support.tolerance import close
 from tntune.errors import NumericalError
+from tntune.tt import linalg
 from tntune.tt.linalg import r_factor, safe_svd, thin_qr
 
 SHAPES = [(3, 3), (7, 2), (2, 7), (700, 5), (5, 700), (9000, 6), (20000, 40)]
@@ -73,6 +74,17 @@ def test_long_float32_matrices_keep_float32_accuracy(rows: int) -> None:
     u, s, vh = safe_svd(m)
     assert close(s, reference, factor=0.02)
     assert close((u * s) @ vh, m, factor=0.02)
+    assert close(safe_svd(m.mT)[1], reference, factor=0.02)
+
+
+@pytest.mark.parametrize("rows", [12, 13, 100, 1000])
+def test_trees_of_any_depth(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    monkeypatch.setattr(linalg, "_QR_ROWS", 1)
+    m = drawn((rows, 3), torch.complex128)
+    q, r = thin_qr(m)
+    assert close(q @ r, m)
+    assert unit(q)
+    assert close(r_factor(m).abs(), r.abs())
 
 
 def test_qr_is_differentiable_in_a_tree() -> None:

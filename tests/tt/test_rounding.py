@@ -11,6 +11,7 @@ from tests.support.strategies import HALF, WIDE, random_train, regauged, trains
 from tests.support.tolerance import close
 from tntune.errors import NumericalError, RankError
 from tntune.tt.algebra import add, relative_error, scale, subtract
+from tntune.tt.decompose import tt_svd
 from tntune.tt.orthogonal import bond_spectra
 from tntune.tt.rank_rule import RankRule, shrink_path, working_precision
 from tntune.tt.rounding import round_tt
@@ -133,6 +134,16 @@ def test_budget_and_tolerance_limit_together() -> None:
     tight = round_tt(x, RankRule(tolerance=0.3, max_params=60, max_rank=3))
     assert num_parameters(tight.value) <= 60
     assert tight.error > 0.3
+
+
+def test_a_budget_does_not_lift_other_limits() -> None:
+    eye, one = torch.eye(4, dtype=torch.float64), torch.ones(1, 4, 1, dtype=torch.float64)
+    flat = tt_tensor([one, eye.reshape(1, 4, 4), eye.reshape(4, 4, 1), one])
+    noise = random_train((4, 4, 4, 4), (1, 2, 2, 2, 1), dtype=torch.float64, seed=0)
+    x = add(flat, scale(noise, 1e-3))
+    assert round_tt(x, RankRule(max_params=40)).ranks == (1, 1, 4, 1, 1)
+    limited = RankRule(max_params=40, max_rank=2)
+    assert max(round_tt(x, limited).ranks) == max(tt_svd(dense(x), limited).ranks) == 2
 
 
 @pytest.mark.parametrize("dtype", [*WIDE, *HALF])

@@ -150,7 +150,8 @@ class TensorGuide(WeightMap):
     def from_factors(self, down: Tensor, up: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """``(params, fixed)`` by TT-SVD of ``(down, up)`` at our ranks; exact where the ranks suffice.
 
-        The latent is undone exactly, a frozen start is set to zero. Cost: one TT-SVD of M (D + Q) entries.
+        Padding is filled with zeros, the latent is undone exactly, and a frozen start is set to zero. Cost:
+        one TT-SVD of M (D + Q) entries and their padding.
         """
         self.check_factors(down, up)
         target = self.layout.write(down, up)

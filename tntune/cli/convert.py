@@ -1,0 +1,153 @@
+"""``tntune convert``, ``tntune round`` and ``tntune export``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tntune.cli.console import emit_json, note, percent, progress_bar, table
+from tntune.cli.options import (
+    Json,
+    MaxParams,
+    MaxRank,
+    Output,
+    Overwrite,
+    Params,
+    Quiet,
+    StoredDtype,
+    Tolerance,
+    make_target,
+    parse_dtype,
+)
+from tntune.convert.convert import convert_lora
+from tntune.convert.encode import DEFAULT_LAYOUTS
+from tntune.convert.export import export_lora
+from tntune.convert.report import ConversionReport
+from tntune.convert.rounding import round_adapter
+from tntune.convert.settings import METHODS, ConversionSettings
+from tntune.errors import SpecError
+
+__all__ = ["convert", "export", "round_"]
+
+
+def convert(
+    source: Annotated[Path, typer.Argument(help="LoRA folder, as PEFT writes it.")],
+    output: Output,
+    params: Params = None,
+    max_params: MaxParams = None,
+    tolerance: Tolerance = None,
+    max_rank: MaxRank = None,
+    method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = METHODS[0],
+    layout: Annotated[
+        list[str] | None, typer.Option(help=f"Layout to choose from, repeatable. Default: {DEFAULT_LAYOUTS}.")
+    ] = None,
+    activation: Annotated[
+        str, typer.Option(help="Activation of the result, by the exact lift.")
+    ] = "identity",
+    dtype: StoredDtype = None,
+    carry: Annotated[bool, typer.Option("--carry", help="Carry unknown tensors along.")] = False,
+    overwrite: Overwrite = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Convert a trained LoRA to a smaller adapter, and report the error beside plain SVD's.
+
+    Example: tntune convert my-lora -o my-lora-half --params 0.5
+    """
+    settings = ConversionSettings(
+        make_target(params, max_params, tolerance, max_rank),
+        method,
+        tuple(layout or DEFAULT_LAYOUTS),
+        activation,
+        parse_dtype(dtype),
+    )
+    with progress_bar(not quiet) as progress:
+        report = convert_lora(source, output, settings, overwrite=overwrite, carry=carry, progress=progress)
+    _finish(report, json)
+
+
+def round_(
+    source: Annotated[Path, typer.Argument(help="TensorGuide folder.")],
+    output: Output,
+    params: Params = None,
+    max_params: MaxParams = None,
+    tolerance: Tolerance = None,
+    max_rank: MaxRank = None,
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Lower the ranks of a TensorGuide adapter, to an error or a size.
+
+    Example: tntune round adapter -o adapter-small --tolerance 0.05
+    """
+    target = make_target(params, max_params, tolerance, max_rank)
+    _finish(round_adapter(source, output, target, overwrite=overwrite), json)
+
+
+def export(
+    source: Annotated[Path, typer.Argument(help="TensorGuide folder.")],
+    output: Output,
+    to: Annotated[str, typer.Option(help="Format to write: lora.")] = "lora",
+    dtype: StoredDtype = None,
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Write a plain LoRA with the same ΔW, without an SVD; PEFT and LoRA servers load it.
+
+    Example: tntune export adapter --to lora -o adapter-lora
+    """
+    if to != "lora":
+        raise SpecError(f"export writes lora, not {to!r}")
+    report = export_lora(source, output, dtype=parse_dtype(dtype), overwrite=overwrite)
+    if json:
+        emit_json(report.to_json())
+        return
+    rows = [
+        ("parameters", report.params_before, report.params_after),
+        ("bytes", report.bytes_before, report.bytes_after),
+    ]
+    table(
+        f"{report.output}: {report.layers} layers, ranks up to {report.rank}", ("", "before", "after"), rows
+    )
+    note(f"error by rounding to {', '.join(report.dtypes)}: {percent(report.relative_error)}")
+
+
+def _finish(report: ConversionReport, json: bool) -> None:
+    """Print the report; exit 1 where its target was missed."""
+    if json:
+        emit_json(report.to_json())
+    else:
+        _print(report)
+    if report.svd_wins:
+        note(
+            f"plain SVD truncation of this size is closer: {percent(report.svd_relative_error)} against "
+            f"{percent(report.relative_error)}; --method auto keeps for each layer what is better"
+        )
+    if not report.target_met:
+        note("the target was missed; the output holds the nearest result")
+        raise typer.Exit(1)
+
+
+def _print(report: ConversionReport) -> None:
+    rows = [
+        (
+            layer.name,
+            layer.method,
+            layer.layout or "-",
+            "-".join(str(rank) for rank in layer.ranks) or "-",
+            layer.params_before,
+            layer.params_after,
+            percent(layer.relative_error),
+            percent(layer.svd_relative_error),
+        )
+        for layer in report.layers
+    ]
+    columns = ("layer", "method", "layout", "ranks", "before", "after", "error", "SVD error")
+    table(f"{report.source} -> {report.output}", columns, rows)
+    totals = [
+        ("parameters", report.params_before, report.params_after),
+        ("bytes", report.bytes_before, report.bytes_after),
+        ("error of ΔW", "", percent(report.relative_error)),
+        ("plain SVD at this size", "", percent(report.svd_relative_error)),
+    ]
+    table("", ("total", "before", "after"), totals)

@@ -1,0 +1,99 @@
+"""``tntune inspect``: what an adapter folder holds."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tntune.checkpoint.folder import open_adapter
+from tntune.checkpoint.lora import LoraFolder
+from tntune.checkpoint.tensorguide import TensorGuideFolder
+from tntune.cli.console import emit_json, note, percent, table
+from tntune.cli.options import Json
+from tntune.convert.compare import load_function
+from tntune.convert.gauge import delta_norm
+
+__all__ = ["inspect"]
+
+
+def inspect(
+    folder: Annotated[Path, typer.Argument(help="LoRA or TensorGuide folder.")],
+    json: Json = False,
+) -> None:
+    """Show the layers of an adapter: shapes, ranks, parameters, scale, norm of ΔW.
+
+    Example: tntune inspect my-lora
+    """
+    opened = open_adapter(folder, carry=True)
+    layers = _lora_layers(opened) if isinstance(opened, LoraFolder) else _guided_layers(opened)
+    untrained = [layer["name"] for layer in layers if not layer["norm"]]
+    summary = {
+        "path": str(folder),
+        "peft_type": opened.config["peft_type"],
+        "base_model": opened.config.get("base_model_name_or_path"),
+        "params": opened.params,
+        "bytes": opened.num_bytes,
+        "dtypes": [str(dtype) for dtype in opened.dtypes],
+        "passthrough": list(opened.passthrough),
+        "untrained": untrained,
+        "layers": layers,
+    }
+    if json:
+        emit_json(summary)
+    else:
+        _print(summary)
+    if untrained:
+        note(f"{len(untrained)} of {len(layers)} layers have ΔW = 0: they do nothing")
+
+
+def _lora_layers(opened: LoraFolder) -> list[dict[str, Any]]:
+    return [
+        _layer(opened, site.name, (site.out_features, site.in_features))
+        | {"kind": "lora", "width": site.width, "ranks": [site.width], "layout": None}
+        | {"params": site.params, "scale": site.scale, "activation": "identity"}
+        for site in opened.sites
+    ]
+
+
+def _guided_layers(opened: TensorGuideFolder) -> list[dict[str, Any]]:
+    layers = []
+    for name, site in opened.sites.items():
+        layout = getattr(site.map, "layout", None)
+        layers.append(
+            _layer(opened, name, (site.map.out_features, site.map.in_features))
+            | {"kind": site.map.kind, "width": site.map.width}
+            | {"ranks": list(getattr(site.map, "ranks", [site.map.width]))}
+            | {"layout": getattr(layout, "pattern", getattr(layout, "kind", None))}
+            | {"params": site.map.num_parameters, "scale": site.scale, "activation": site.activation}
+        )
+    return layers
+
+
+def _layer(opened: LoraFolder | TensorGuideFolder, name: str, shape: tuple[int, int]) -> dict[str, Any]:
+    function = load_function(opened, name)
+    assert function is not None
+    return {"name": name, "shape": list(shape), "norm": delta_norm(function.factors)}
+
+
+def _print(summary: dict[str, Any]) -> None:
+    rows = [
+        (
+            layer["name"],
+            "x".join(str(size) for size in layer["shape"]),
+            layer["kind"],
+            layer["width"],
+            "-".join(str(rank) for rank in layer["ranks"]),
+            layer["params"],
+            percent(layer["scale"]),
+            percent(layer["norm"]),
+        )
+        for layer in summary["layers"]
+    ]
+    columns = ("layer", "out x in", "kind", "width", "ranks", "params", "scale", "norm of ΔW")
+    table(f"{summary['path']}: {summary['peft_type']} on {summary['base_model']}", columns, rows)
+    totals = [("parameters", summary["params"]), ("bytes", summary["bytes"])]
+    totals += [
+        ("dtypes", ", ".join(summary["dtypes"])),
+        ("tensors carried along", len(summary["passthrough"])),
+    ]
+    table("", ("total", ""), totals)

@@ -1,0 +1,60 @@
+"""The command ``tntune``: exit 0 when all is well, 1 when a target is missed, 2 for bad input."""
+
+import sys
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from tntune.cli import convert, doctor, inspect, plan, verify
+from tntune.cli.console import note
+from tntune.errors import TntuneError
+
+__all__ = ["app", "run"]
+
+app = typer.Typer(
+    name="tntune",
+    help="Tensor networks for LoRA adapters: inspect, plan, convert, round, export, verify.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+app.command("inspect")(inspect.inspect)
+app.command("plan")(plan.plan)
+app.command("convert")(convert.convert)
+app.command("round")(convert.round_)
+app.command("export")(convert.export)
+app.command("verify")(verify.verify)
+app.command("doctor")(doctor.doctor)
+
+
+def _version(shown: bool) -> None:
+    if shown:
+        typer.echo(f"tntune {version('tntune')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Tensor networks for LoRA adapters: inspect, plan, convert, round, export, verify."""
+
+
+def run() -> None:
+    """Run the command line; errors of ours become one line on stderr and exit code 2."""
+    try:
+        app()
+    except TntuneError as error:
+        note(f"error: {error}")
+        sys.exit(2)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(141)
+
+
+if __name__ == "__main__":
+    run()
