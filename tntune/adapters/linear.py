@@ -98,7 +98,9 @@ class AdaptedLinear(nn.Module):
         return self._own(self.generator())
 
     def delta_weight(self) -> Tensor:
-        """``ΔW = scale * up @ down``, ``(out_features, in_features)``, in float32 at least.
+        """``ΔW = scale * up @ down``, ``(out_features, in_features)``.
+
+        Computed in the wider dtype of base and factors, and in float32 at least.
 
         In training too the stored latent makes it, never one that is drawn for a step.
 
@@ -112,7 +114,7 @@ class AdaptedLinear(nn.Module):
                 "export; keep it as a layer, or train with activation 'identity'"
             )
         down, up = self._own(self.generator.stored())
-        wide = torch.promote_types(up.dtype, torch.float32)
+        wide = torch.promote_types(torch.promote_types(up.dtype, self.weight.dtype), torch.float32)
         with without_autocast(up.device):
             return self.spec.scale * (up.to(wide) @ down.to(wide))
 

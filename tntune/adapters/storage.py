@@ -1,7 +1,7 @@
 """Adapters of a plain torch model to a folder and back, in the format that tntune converts to."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -10,17 +10,30 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tntune.adapters.adapt import adapted_layers, install
-from tntune.errors import CheckpointError, NumericalError, OutputError, TntuneError, UnsupportedError
-from tntune.files import CONFIG_NAME, new_folder, read_json, write_json
-from tntune.maps.site import Site, site_config, site_key, sites_from_config
+from tntune.errors import (
+    CheckpointError,
+    NumericalError,
+    OutputError,
+    TargetError,
+    TntuneError,
+    UnsupportedError,
+)
+from tntune.files import CONFIG_NAME, Json, new_folder, read_json, write_json
+from tntune.maps.site import KEY_PREFIX, Site, site_config, site_key, sites_from_config
 
 __all__ = ["load_adapters", "save_adapters"]
 
 _WEIGHTS_NAME = "adapter_model.safetensors"
 
 
-def save_adapters(model: nn.Module, folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-    """Write the adapters, and nothing of the base; :func:`load_adapters` gives them back bit for bit.
+def save_adapters(
+    model: nn.Module,
+    folder: str | os.PathLike[str],
+    *,
+    modules_to_save: Sequence[str] = (),
+    overwrite: bool = False,
+) -> None:
+    """Write the adapters, and of the base only what is named; :func:`load_adapters` restores it bit for bit.
 
     The folder holds ``adapter_config.json`` and ``adapter_model.safetensors``. It is written whole or not
     at all, and ``tntune export --to lora`` reads it.
@@ -28,13 +41,15 @@ def save_adapters(model: nn.Module, folder: str | os.PathLike[str], *, overwrite
     Args:
         model: A model with adapters, merged or not.
         folder: The folder to make; its parent must exist.
+        modules_to_save: Paths of other modules, such as a trained head, to save whole.
         overwrite: Replace an adapter folder that is there.
 
     Raises:
         OutputError: Where the folder exists and ``overwrite`` is False, or cannot be written.
         NumericalError: Where a tensor is not finite; nothing is written.
-        UnsupportedError: Where several layers share one generator, which a folder cannot say.
-        TargetError: Where the model has no adapters.
+        UnsupportedError: Where several layers share one generator, or a module to save whole has to do with
+            an adapted layer; a folder cannot say that.
+        TargetError: Where the model has no adapters, or no module of a path to save.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -57,8 +72,12 @@ def save_adapters(model: nn.Module, folder: str | os.PathLike[str], *, overwrite
         sites[name] = layer.spec
         for key, tensor in layer.generator.tensors().items():
             tensors[site_key(name, key)] = _checked(site_key(name, key), tensor).cpu().contiguous()
+    for name in modules_to_save:
+        _check_apart(name, sites)
+        for key, tensor in _module_state(model, name).items():
+            tensors[key] = _checked(key, tensor).detach().to("cpu", copy=True).contiguous()
     with new_folder(folder, overwrite=overwrite) as path:
-        write_json(path / CONFIG_NAME, site_config(sites))
+        write_json(path / CONFIG_NAME, site_config(sites) | {"modules_to_save": list(modules_to_save)})
         try:
             save_file(tensors, path / _WEIGHTS_NAME, metadata={"format": "pt"})
         except SafetensorError as error:
@@ -68,6 +87,8 @@ def save_adapters(model: nn.Module, folder: str | os.PathLike[str], *, overwrite
 def load_adapters(model: nn.Module, folder: str | os.PathLike[str]) -> nn.Module:
     """Wrap the layers that the folder names with its adapters; the model is unchanged on any error.
 
+    Modules that the folder holds whole (``modules_to_save``) replace the model's own values.
+
     Args:
         model: A model whose modules have the names in the folder.
         folder: Written by :func:`save_adapters` or ``tntune convert``.
@@ -76,8 +97,8 @@ def load_adapters(model: nn.Module, folder: str | os.PathLike[str]) -> nn.Module
         ``model`` itself.
 
     Raises:
-        CheckpointError: Where the folder cannot be read, or tensors are missing, unknown, of a wrong shape,
-            or no floats.
+        CheckpointError: Where the folder cannot be read, or tensors are missing, unknown, of a wrong shape
+            or kind of dtype.
         NumericalError: Where a tensor is not finite.
         TargetError: Where the model lacks a module, or has an adapter there already.
         ModeError: Where a module has other sizes than its map.
@@ -93,19 +114,49 @@ def load_adapters(model: nn.Module, folder: str | os.PathLike[str]) -> nn.Module
         sites = sites_from_config(config)
     except TntuneError as error:
         raise CheckpointError(f"{config_file}: {error}") from error
-    weights = _read(weights_file)
-    expected = {
-        site_key(name, key): shape
+    weights, saved = _read(weights_file), _saved_modules(model, config, config_file)
+    known = {
+        site_key(name, key): torch.empty(shape, device="meta")
         for name, site in sites.items()
         for key, shape in site.tensor_shapes().items()
-    }
-    missing, unknown = sorted(set(expected) - set(weights)), sorted(set(weights) - set(expected))
+    } | saved
+    missing, unknown = sorted(set(known) - set(weights)), sorted(set(weights) - set(known))
     if missing or unknown:
         raise CheckpointError(f"{weights_file}: missing keys {missing}, unknown keys {unknown}")
-    for key, shape in expected.items():
-        _check_tensor(weights_file, key, weights[key], shape)
+    for key, like in known.items():
+        _check_tensor(weights_file, key, weights[key], like)
     install(model, sites, {name: _tensors(name, site, weights) for name, site in sites.items()})
+    with torch.no_grad():
+        for key, tensor in saved.items():
+            tensor.copy_(weights[key])
     return model
+
+
+def _saved_modules(model: nn.Module, config: Json, file: Path) -> dict[str, Tensor]:
+    """The model's own tensors of the modules that a folder holds whole, by checkpoint key.
+
+    PEFT names a module by the end of its path, and lists heads that a model may not have.
+    """
+    names = config.get("modules_to_save") or []
+    if not isinstance(names, list) or not all(name and isinstance(name, str) for name in names):
+        raise CheckpointError(f"{file}: modules_to_save: must be a list of names, not {names!r:.80}")
+    paths = [path for path, _ in model.named_modules() for name in names if f".{path}".endswith(f".{name}")]
+    return {key: tensor for path in paths for key, tensor in _module_state(model, path).items()}
+
+
+def _check_apart(path: str, sites: Mapping[str, Site]) -> None:
+    """Raise where a module to save whole holds an adapted layer, or is one, or is in one."""
+    clash = [name for name in sites if f"{name}.".startswith(f"{path}.") or path.startswith(f"{name}.")]
+    if clash:
+        raise UnsupportedError(f"{path}: cannot be saved whole, since {clash} have adapters")
+
+
+def _module_state(model: nn.Module, path: str) -> dict[str, Tensor]:
+    """The tensors of one module by checkpoint key."""
+    module = dict(model.named_modules()).get(path)
+    if module is None or not path:
+        raise TargetError(f"{type(model).__name__} has no module {path!r} to save")
+    return {f"{KEY_PREFIX}{path}.{key}": tensor for key, tensor in module.state_dict(keep_vars=True).items()}
 
 
 def _read(file: Path) -> dict[str, Tensor]:
@@ -115,10 +166,10 @@ def _read(file: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{file}: cannot be read: {error}") from error
 
 
-def _check_tensor(file: Path, key: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
-    if tuple(tensor.shape) != shape or not tensor.is_floating_point():
-        found = f"{tensor.dtype} of shape {tuple(tensor.shape)}"
-        raise CheckpointError(f"{file}: {key}: is {found}, the map needs floats of shape {shape}")
+def _check_tensor(file: Path, key: str, tensor: Tensor, like: Tensor) -> None:
+    if tensor.shape != like.shape or tensor.is_floating_point() != like.is_floating_point():
+        found, wanted = (f"{x.dtype} of shape {tuple(x.shape)}" for x in (tensor, like))
+        raise CheckpointError(f"{file}: {key}: is {found}, the model needs something like {wanted}")
     _checked(f"{file}: {key}", tensor)
 
 

@@ -130,16 +130,16 @@ def _padding(map: WeightMap) -> Iterator[Advice]:
 
 def _width(map: WeightMap) -> Iterator[Advice]:
     bound = min(map.in_features, map.out_features, _factor_rank(map))
-    if map.factor_width > bound:
+    if map.width > bound:
         yield Advice(
             "width",
-            f"width {map.factor_width:,} is above {bound:,}, the largest rank that ΔW can have here under a "
+            f"width {map.width:,} is above {bound:,}, the largest rank that ΔW can have here under a "
             "linear activation; a nonlinear one would use it",
         )
 
 
 def _factor_rank(map: WeightMap) -> int:
-    """A bound on the rank of down or up, whichever is less, by the bonds between features and width."""
+    """A bound on the rank of down and up by the bonds between features and width, summed over a mean's z."""
     if isinstance(map, TTLoRA):
         down = _matrix_rank(map.down_train, map.width)
         return min(down, _matrix_rank(map.up_train, map.out_features))
@@ -150,7 +150,7 @@ def _factor_rank(map: WeightMap) -> int:
         return copies * _matrix_rank(map.train, map.width)
     if isinstance(map.layout, Joined):
         return copies * min(_separating_ranks(map.layout, map.train), default=map.width)
-    return map.factor_width
+    return map.width
 
 
 def _matrix_rank(train: LatentTrain, columns: int) -> int:

@@ -81,8 +81,8 @@ class Latent:
 def gaussian_latent(modes: Shape, seed: int) -> Tensor:
     """Standard normal numbers as a pure function of ``(modes, seed)``: no generator state, no device.
 
-    Algorithm ``LATENT_ALGORITHM``: the raw 64-bit words of numpy's Philox (4x64, 10 rounds, key
-    ``seed``, counter 0), whose stream numpy guarantees; the upper 53 bits u of each word give
+    Algorithm ``LATENT_ALGORITHM``: the raw 64-bit words of Philox (4x64, 10 rounds, key ``seed``, counters
+    1, 2, ...), a stream that numpy guarantees; the upper 53 bits u of each word give
     (u + 1/2) / 2**53; consecutive pairs (u1, u2) give sqrt(-2 log u1) cos(2 pi u2) and the sine, in
     float64; the result is rounded to float32, in row-major order.
 

@@ -13,6 +13,7 @@ from tntune.maps.codec import decode_map, encode
 __all__ = [
     "FORMAT_VERSION",
     "GENERATOR_KEY",
+    "KEY_PREFIX",
     "PEFT_TYPE",
     "Site",
     "finite",
@@ -23,6 +24,9 @@ __all__ = [
 
 GENERATOR_KEY = "tensorguide_gen"
 """Name of the container that holds a layer's map tensors, in modules and in checkpoint keys."""
+
+KEY_PREFIX = "base_model.model."
+"""What PEFT puts before the path of every module in a checkpoint."""
 
 PEFT_TYPE = "TENSORGUIDE"
 """What ``adapter_config.json`` calls folders of ours."""
@@ -102,7 +106,7 @@ def site_key(module: str, name: str) -> str:
         >>> site_key("h.0.attn", "tt_core_1")
         'base_model.model.h.0.attn.tensorguide_gen.tt_core_1'
     """
-    return f"base_model.model.{module}.{GENERATOR_KEY}.{name}"
+    return f"{KEY_PREFIX}{module}.{GENERATOR_KEY}.{name}"
 
 
 def site_config(sites: Mapping[str, Site]) -> dict[str, Any]:

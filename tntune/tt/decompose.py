@@ -62,8 +62,7 @@ def tt_svd(tensor: Tensor, rule: RankRule = _EXACT) -> Rounded:
         raise NumericalError(f"the tensor of shape {tuple(tensor.shape)} has entries that are not finite")
     cores, error = _swept(wide, rule)
     if rule.max_params is not None and sum(core.numel() for core in cores) > rule.max_params:
-        start = [core.shape[0] for core in cores[1:]]
-        ranks = allocate_ranks(bond_spectra(tt_tensor(cores)), tensor.shape, rule.max_params, start=start)
+        ranks = allocate_ranks(bond_spectra(tt_tensor(cores)), tensor.shape, rule.max_params)
         cores, error = _swept(wide, RankRule(ranks=ranks))
     return Rounded(restored(cores, tuple(tensor.shape), tensor.dtype), error)
 

@@ -1,0 +1,17 @@
+"""The README's examples are run: what it shows is what happens."""
+
+import doctest
+from pathlib import Path
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def test_examples_print_what_the_readme_says(tmp_path, monkeypatch):
+    examples = README.parent / "examples"
+    (tmp_path / "examples").symlink_to(examples, target_is_directory=True)
+    monkeypatch.chdir(tmp_path)
+    failed, tried = doctest.testfile(
+        str(README), module_relative=False, optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    )
+    assert tried >= 10
+    assert failed == 0
