@@ -56,11 +56,13 @@ def megabytes(field: str) -> float:
 
 def measured(source: Path, output: Path, method: str, share: float) -> dict[str, float]:
     """One conversion in this process: its time, its memory and its report."""
-    before, start = megabytes("VmHWM"), time.perf_counter()
+    before, start, busy = megabytes("VmHWM"), time.perf_counter(), time.process_time()
     report = convert_lora(source, output, ConversionSettings(Target(params=share), method))
-    seconds, peak = time.perf_counter() - start, megabytes("VmHWM")
+    seconds, busy = time.perf_counter() - start, time.process_time() - busy
+    peak = megabytes("VmHWM")
     return {
         "seconds": seconds,
+        "busy": busy,
         "growth": peak - before,
         "peak": peak,
         "file": report.bytes_before / 1e6,
@@ -96,8 +98,8 @@ def main() -> None:
         output = options.convert.with_name(method)
         print(json.dumps(measured(options.convert, output, method, options.params)))
         return
-    print("| method | parameters | time | peak memory | above imports | of the file | error | SVD error |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| method | parameters | time | cores | peak memory | growth | of the file | error | SVD error |")
+    print("|---|---|---|---|---|---|---|---|---|")
     with TemporaryDirectory() as parent:
         lora, passed = Path(parent) / "lora", ["--params", str(options.params)]
         passed += ["--threads", str(options.threads)]
@@ -106,7 +108,8 @@ def main() -> None:
             row = json.loads(in_child(["--convert", str(lora), "--method", method, *passed]))
             print(
                 f"| {method} | {row['before']:.1f} M to {row['after']:.1f} M | {row['seconds']:.1f} s "
-                f"| {row['peak']:.0f} MB | {row['growth']:.0f} MB | {row['growth'] / row['file']:.2f} "
+                f"| {row['busy']:.1f} s | {row['peak']:.0f} MB | {row['growth']:.0f} MB "
+                f"| {row['growth'] / row['file']:.2f} "
                 f"| {row['error']:.4f} | {row['svd_error']:.4f} |",
                 flush=True,
             )

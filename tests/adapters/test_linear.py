@@ -60,6 +60,7 @@ def test_formula_of_every_activation_and_base(activation: str, base: nn.Module) 
     assert close(layer(x), formula(layer, x))
 
 
+@pytest.mark.peft
 def test_transformers_own_conv1d() -> None:
     pytorch_utils = pytest.importorskip("transformers.pytorch_utils")
     base = pytorch_utils.Conv1D(5, 7)
@@ -327,6 +328,16 @@ def test_a_tied_weight_stays_with_its_other_owner() -> None:
     layer.unmerge()
     assert base.weight is embedding.weight
     assert torch.equal(base.weight, kept.double())
+
+
+def test_a_merged_layer_is_cast_with_the_weight_that_waits() -> None:
+    layer = adapted(GUIDE)
+    weight, kept = layer.base.weight, layer.base.weight.clone()
+    layer.merge()
+    layer.double().unmerge()
+    assert layer.base.weight is weight
+    assert weight.dtype == torch.float64
+    assert torch.equal(weight, kept.double())
 
 
 @pytest.mark.parametrize("activation", sorted(set(ACTIVATIONS) - {"identity"}))

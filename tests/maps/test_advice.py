@@ -117,6 +117,7 @@ def test_size_counts_all_layers() -> None:
         (joined("(f1 w1) (f2 w2) side", (9, 8, 4)), None),  # no bond separates features and width
         (TensorGuide.concat(12, 9, 8, modes=(21, 8), ranks=(1, 3, 1)), 3),
         (TensorGuide.concat(12, 9, 8, modes=(42, 4), ranks=(1, 2, 1)), 4),
+        (TensorGuide.concat(12, 9, 8, modes=(21, 8), ranks=(1, 3, 1), latent=Latent("fixed", (2, 2))), 6),
         (TensorGuide.concat(12, 12, 8, modes=(8, 24), ranks=(1, 1, 1)), 3),
         (build_map("tt_lora", Geometry(12, 12, 4), rank=2), 2),
         (build_map("tt_lora", Geometry(12, 12, 4), rank=2, latent="fixed"), 2),

@@ -189,6 +189,12 @@ def test_the_ranks_of_a_sum_of_sines_are_found() -> None:
     )
 
 
+@pytest.mark.parametrize("dtype", WIDE)
+@pytest.mark.parametrize("value", [0.1, 1 / 3, 0.7])
+def test_a_constant_has_rank_one(value: float, dtype: torch.dtype) -> None:
+    assert tt_svd(torch.full((4,) * 9, value, dtype=dtype)).ranks == (1,) * 10
+
+
 def test_a_complex_wave_has_rank_one() -> None:
     phase = torch.linspace(0, 20, 4**8 + 1, dtype=torch.float64)[:-1]
     wave = torch.exp(1j * phase).reshape([4] * 8)

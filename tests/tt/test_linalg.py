@@ -77,6 +77,29 @@ def test_long_float32_matrices_keep_float32_accuracy(rows: int) -> None:
     assert close(safe_svd(m.mT)[1], reference, factor=0.02)
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e-170, 1e170])
+def test_r_factor_keeps_small_singular_values(scale: float) -> None:
+    expected = torch.logspace(0, -15, 16, dtype=torch.float64)
+    left, _ = thin_qr(drawn((5000, 16), torch.float64))
+    right, _ = thin_qr(drawn((16, 16), torch.float64))
+    found = torch.linalg.svdvals(r_factor((left * expected * scale) @ right)) / scale
+    assert close(found, expected, factor=1e-4)
+    assert close((found / expected)[:11].float(), torch.ones(11))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_r_factor_of_zeros(dtype: torch.dtype) -> None:
+    assert not r_factor(torch.zeros(100, 3, dtype=dtype)).any()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_r_factor_of_entries_that_are_not_finite(value: float) -> None:
+    m = torch.ones(100, 3)
+    m[70, 1] = value
+    with pytest.raises(NumericalError, match=r"shape \(100, 3\) has entries that are not finite"):
+        r_factor(m)
+
+
 @pytest.mark.parametrize("rows", [12, 13, 100, 1000])
 def test_trees_of_any_depth(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
     monkeypatch.setattr(linalg, "_QR_ROWS", 1)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from tntune.cli.console import emit_json, note, percent, progress_bar, table
+from tntune.cli.console import emit, emit_json, note, percent, progress_bar, table
 from tntune.cli.options import (
     Json,
     MaxParams,
@@ -39,7 +39,10 @@ def convert(
     max_rank: MaxRank = None,
     method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = METHODS[0],
     layout: Annotated[
-        list[str] | None, typer.Option(help=f"Layout to choose from, repeatable. Default: {DEFAULT_LAYOUTS}.")
+        list[str] | None,
+        typer.Option(
+            help=f"Layout to choose from, repeatable. Default: {', '.join(map(repr, DEFAULT_LAYOUTS))}."
+        ),
     ] = None,
     activation: Annotated[
         str, typer.Option(help="Activation of the result, by the exact lift.")
@@ -118,7 +121,7 @@ def _finish(report: ConversionReport, json: bool) -> None:
         emit_json(report.to_json())
     else:
         _print(report)
-    if report.svd_wins:
+    if report.svd_wins and report.settings.get("method") == "tensorguide":
         note(
             f"plain SVD truncation of this size is closer: {percent(report.svd_relative_error)} against "
             f"{percent(report.relative_error)}; --method auto keeps for each layer what is better"
@@ -132,8 +135,7 @@ def _print(report: ConversionReport) -> None:
     rows = [
         (
             layer.name,
-            layer.method,
-            layer.layout or "-",
+            layer.layout or layer.method,
             "-".join(str(rank) for rank in layer.ranks) or "-",
             layer.params_before,
             layer.params_after,
@@ -142,7 +144,7 @@ def _print(report: ConversionReport) -> None:
         )
         for layer in report.layers
     ]
-    columns = ("layer", "method", "layout", "ranks", "before", "after", "error", "SVD error")
+    columns = ("layer", "stored as", "ranks", "before", "after", "error", "SVD error")
     table(f"{report.source} -> {report.output}", columns, rows)
     totals = [
         ("parameters", report.params_before, report.params_after),
@@ -150,4 +152,5 @@ def _print(report: ConversionReport) -> None:
         ("error of ΔW", "", percent(report.relative_error)),
         ("plain SVD at this size", "", percent(report.svd_relative_error)),
     ]
+    emit("")
     table("", ("total", "before", "after"), totals)

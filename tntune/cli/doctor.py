@@ -2,6 +2,7 @@
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import torch
 import typer
@@ -37,7 +38,7 @@ def doctor(json: Json = False) -> None:
     Example: tntune doctor --json
     """
     checks = {"tt_svd": _tt_svd_error() < 1e-12, "identity_at_start": _starts_at_zero()}
-    facts = {
+    facts: dict[str, Any] = {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
@@ -48,9 +49,10 @@ def doctor(json: Json = False) -> None:
     if json:
         emit_json(facts)
     else:
-        packages = [(name, found or "not installed") for name, found in facts["packages"].items()]  # type: ignore[attr-defined]
-        rows = [(key, facts[key]) for key in ("python", "platform", "threads", "devices")]
-        table("", ("", ""), [*rows, *packages, *checks.items()])
+        packages = [(name, found or "not installed") for name, found in facts["packages"].items()]
+        rows = [(key, facts[key]) for key in ("python", "platform", "threads")]
+        rows.append(("devices", ", ".join(facts["devices"])))
+        table("tntune doctor", ("", "found"), [*rows, *packages, *checks.items()])
     if not all(checks.values()):
         note(f"failed: {', '.join(name for name, passed in checks.items() if not passed)}")
         raise typer.Exit(1)

@@ -8,10 +8,9 @@ import typer
 from tntune.checkpoint.folder import open_adapter
 from tntune.checkpoint.lora import LoraFolder
 from tntune.checkpoint.tensorguide import TensorGuideFolder
-from tntune.cli.console import emit_json, note, percent, table
+from tntune.cli.console import emit, emit_json, note, percent, table
 from tntune.cli.options import Json
 from tntune.convert.compare import load_function
-from tntune.convert.gauge import delta_norm
 
 __all__ = ["inspect"]
 
@@ -21,6 +20,8 @@ def inspect(
     json: Json = False,
 ) -> None:
     """Show the layers of an adapter: shapes, ranks, parameters, scale, norm of ΔW.
+
+    The norm of a nonlinear adapter is an estimate from random inputs (see verify).
 
     Example: tntune inspect my-lora
     """
@@ -72,7 +73,7 @@ def _guided_layers(opened: TensorGuideFolder) -> list[dict[str, Any]]:
 def _layer(opened: LoraFolder | TensorGuideFolder, name: str, shape: tuple[int, int]) -> dict[str, Any]:
     function = load_function(opened, name)
     assert function is not None
-    return {"name": name, "shape": list(shape), "norm": delta_norm(function.factors)}
+    return {"name": name, "shape": list(shape), "norm": function.norm}
 
 
 def _print(summary: dict[str, Any]) -> None:
@@ -91,9 +92,11 @@ def _print(summary: dict[str, Any]) -> None:
     ]
     columns = ("layer", "out x in", "kind", "width", "ranks", "params", "scale", "norm of ΔW")
     table(f"{summary['path']}: {summary['peft_type']} on {summary['base_model']}", columns, rows)
-    totals = [("parameters", summary["params"]), ("bytes", summary["bytes"])]
-    totals += [
+    totals = [
+        ("parameters", f"{summary['params']:,}"),
+        ("bytes", f"{summary['bytes']:,}"),
         ("dtypes", ", ".join(summary["dtypes"])),
         ("tensors carried along", len(summary["passthrough"])),
     ]
-    table("", ("total", ""), totals)
+    emit("")
+    table("", ("total", "value"), totals)

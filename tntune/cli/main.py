@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from tntune.cli import convert, doctor, inspect, plan, verify
-from tntune.cli.console import note
+from tntune.cli.console import emit, note
 from tntune.errors import TntuneError
 
 __all__ = ["app", "run"]
@@ -31,7 +31,7 @@ app.command("doctor")(doctor.doctor)
 
 def _version(shown: bool) -> None:
     if shown:
-        typer.echo(f"tntune {version('tntune')}")
+        emit(f"tntune {version('tntune')}")
         raise typer.Exit
 
 
@@ -45,15 +45,12 @@ def _main(
 
 
 def run() -> None:
-    """Run the command line; errors of ours become one line on stderr and exit code 2."""
+    """Run the command line; our errors and the system's become one line on stderr and exit code 2."""
     try:
         app()
-    except TntuneError as error:
+    except (TntuneError, OSError) as error:
         note(f"error: {error}")
         sys.exit(2)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(141)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tntune.cli.console import emit_json, table
+from tntune.cli.console import emit, emit_json, table
 from tntune.cli.options import Json
 from tntune.maps.advice import advice
 from tntune.maps.base import WeightMap
@@ -52,12 +52,16 @@ def plan(
     if json:
         emit_json(summary | {"steps": [step.equation for plan in _plans(map) for step in plan.steps]})
         return
-    rows = [(key.replace("_", " "), value) for key, value in summary.items() if key not in ("advice", "site")]
+    rows = [
+        (key.replace("_", " "), f"{value:,}" if isinstance(value, int) else value)
+        for key, value in summary.items()
+        if key not in ("advice", "site")
+    ]
     table(f"{method}: {in_features} -> {out_features}, width {width}", ("", "value"), rows)
     for contraction in _plans(map):
-        typer.echo(f"\n{contraction}")
+        emit(f"\n{contraction}")
     for item in found:
-        typer.echo(f"\n{item.label}: {item.message}")
+        emit(f"\n{item.label}: {item.message}")
 
 
 def _described(map: WeightMap) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from tntune.cli.console import emit_json, note, percent, table
+from tntune.cli.console import emit, emit_json, note, percent, table
 from tntune.cli.options import Json
 from tntune.convert.compare import compare_adapters
 from tntune.errors import SpecError
@@ -36,7 +36,7 @@ def verify(
             (layer.name, percent(layer.norm), percent(layer.relative_error)) for layer in comparison.layers
         ]
         table(f"{first} and {second}", ("layer", "norm of ΔW", "error"), rows)
-        table("", ("total error",), [(percent(comparison.relative_error),)])
+        emit(f"\ntotal error {percent(comparison.relative_error)}")
     if not met:
         note(f"relative error {percent(comparison.relative_error)} is above {tolerance}")
         raise typer.Exit(1)

@@ -55,7 +55,13 @@ def allocate(curves: Mapping[str, Sequence[Option]], budget: int) -> dict[str, O
 
 
 def lower_hull(options: Sequence[Option]) -> list[Option]:
-    """Options on the lower convex hull of (parameters, squared error): parameters rise, errors fall."""
+    """Options on the lower convex hull of (parameters, squared error): parameters rise, errors fall.
+
+    Example:
+        >>> points = ((10, 9.0), (20, 8.0), (30, 1.0), (40, 2.0))
+        >>> [o.params for o in lower_hull([Option("svd", "", (1,), *point) for point in points])]
+        [10, 30]
+    """
     hull: list[Option] = []
     for option in sorted(options, key=lambda option: (option.params, option.squared_error)):
         if hull and option.squared_error >= hull[-1].squared_error:

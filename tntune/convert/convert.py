@@ -13,11 +13,12 @@ from tntune.checkpoint.tensorguide import write_tensorguide
 from tntune.convert.encode import DeltaEncoder
 from tntune.convert.gauge import balance
 from tntune.convert.option import Encoded, Option
-from tntune.convert.report import ConversionReport, LayerReport, total_error
+from tntune.convert.output import check_output
+from tntune.convert.report import ConversionReport, LayerReport, stored_dtypes, total_error
 from tntune.convert.settings import ConversionSettings
 from tntune.convert.target import choose, train_options
 from tntune.convert.truncation import svd_errors
-from tntune.errors import NumericalError
+from tntune.errors import NumericalError, RankError
 
 __all__ = ["Progress", "convert_lora"]
 
@@ -55,7 +56,21 @@ def convert_lora(
         CheckpointError, NumericalError: Where the source cannot be read, or is untrained (every ΔW zero).
         RankError: Where the budget is too small for any encoding.
         OutputError: Where the output cannot be written.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from torch import eye
+        >>> from tntune.checkpoint.lora_writer import LoraEntry, write_lora
+        >>> from tntune.convert.target import Target
+        >>> settings = ConversionSettings(Target(max_rank=2), method="svd")
+        >>> with TemporaryDirectory() as parent:
+        ...     lora, smaller = Path(parent) / "lora", Path(parent) / "smaller"
+        ...     write_lora(lora, [LoraEntry("fc", eye(3, 5), eye(4, 3))], base_config={})
+        ...     report = convert_lora(lora, smaller, settings)
+        >>> report.params_after, round(report.relative_error**2, 6)
+        (18, 0.333333)
     """
+    check_output(source, output, overwrite=overwrite)
     folder = open_lora(source, carry=carry)
     report_progress = progress or _silent
     spectra, curves = _survey(folder, settings, report_progress)
@@ -63,7 +78,9 @@ def convert_lora(
     chosen = choose(curves, norms, settings.target, folder.params)
     encoded = dict(_encode(folder, settings, chosen, report_progress))
     if not encoded:
-        raise NumericalError("the budget leaves no layer at all; allow more parameters")
+        raise RankError(
+            f"{sum(norm > 0 for norm in norms.values())} trained layers, and none fits the budget"
+        )
     report = _report(folder, str(output), settings, spectra, chosen, encoded)
     write_tensorguide(
         output,
@@ -96,9 +113,12 @@ def _survey(
     """Singular values and options of every layer."""
     spectra, curves = {}, {}
     for done, site in enumerate(folder.sites, 1):
-        encoder = _encoder(folder, site, settings)
-        spectra[site.name] = encoder.balanced.values
-        curves[site.name] = list(_options(encoder, site, settings, folder.params))
+        try:
+            encoder = _encoder(folder, site, settings)
+            spectra[site.name] = encoder.balanced.values
+            curves[site.name] = list(_options(encoder, site, settings, folder.params))
+        except NumericalError as error:
+            raise NumericalError(f"{folder.path}: {site.name}: {error}") from error
         progress("survey", done, len(folder.sites))
     if not any(bool(values.any()) for values in spectra.values()):
         raise NumericalError(f"{folder.path}: every ΔW is zero: this adapter was never trained")
@@ -154,7 +174,7 @@ def _report(
         params_after=after,
         bytes_before=folder.num_bytes,
         bytes_after=0,
-        dtypes=tuple(str(dtype) for dtype in folder.dtypes),
+        dtypes=stored_dtypes(encoded.values()),
         relative_error=error,
         svd_relative_error=total_error(svd_errors(spectra, sizes, after).values(), norms.values()),
         target_met=settings.target.met(chosen, norms, folder.params),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tntune.convert.gauge import Balanced, delta_distance
 from tntune.convert.option import Encoded, Encoder, Option, linear_factors
-from tntune.errors import UnsupportedError
+from tntune.errors import NumericalError, UnsupportedError
 from tntune.maps.activation import activation
 from tntune.maps.base import Factors
 from tntune.maps.build import make_layout
@@ -25,7 +25,7 @@ from tntune.tt.rank_rule import RankRule, ShrinkStep, shrink_path
 from tntune.tt.rounding import round_tt
 from tntune.tt.train import Train, cores, merged_modes
 
-__all__ = ["DEFAULT_LAYOUTS", "DeltaEncoder"]
+__all__ = ["DEFAULT_LAYOUTS", "DeltaEncoder", "stored"]
 
 DEFAULT_LAYOUTS = ("io w", "side w f1 f2")
 
@@ -37,6 +37,12 @@ class DeltaEncoder(Encoder):
         balanced: The layer's factors.
         dtype: Dtype to store.
         activation: σ of the adapter to make; a nonlinear σ needs :func:`tntune.convert.lift`'s condition.
+
+    Example:
+        >>> from tntune.convert.gauge import balance
+        >>> encoder = DeltaEncoder(balance(torch.eye(2, 5), torch.eye(4, 2)), torch.float32)
+        >>> [(option.params, round(option.squared_error, 6)) for option in encoder.truncations()]
+        [(9, 1.0), (18, 0.0)]
     """
 
     def __init__(self, balanced: Balanced, dtype: torch.dtype, activation: str = "identity") -> None:
@@ -85,7 +91,7 @@ class DeltaEncoder(Encoder):
         down, up = self.balanced.down[:rank], self.balanced.up[:, :rank]
         map = LoRA(down.shape[1], up.shape[0], rank, "random")
         tensors = {"lora_down": down, "lora_up": up}
-        return Encoded(Site(map), {name: value.to(self.dtype) for name, value in tensors.items()})
+        return Encoded(Site(map), {name: stored(value, self.dtype) for name, value in tensors.items()})
 
     def _guided(self, option: Option) -> Encoded:
         """The train rounded to the option's ranks, its width no larger than the bond that feeds it."""
@@ -107,9 +113,7 @@ class DeltaEncoder(Encoder):
         ranks = (1, *(core.shape[-1] for core in rounded))
         down, up = self.balanced.down, self.balanced.up
         map = TensorGuide(down.shape[1], up.shape[0], width, joined, ranks, start="random")
-        tensors = dict(
-            zip(map.param_shapes, (core.to(self.dtype).contiguous() for core in rounded), strict=True)
-        )
+        tensors = dict(zip(map.param_shapes, (stored(core, self.dtype) for core in rounded), strict=True))
         return Encoded(Site(map, scale, self.activation), tensors)
 
     def _layout(self, pattern: str) -> Joined:
@@ -125,6 +129,16 @@ class DeltaEncoder(Encoder):
             target = self._layout(pattern).write(self.balanced.down[None], self.balanced.up[None])
             self._trains[pattern] = tt_svd(target).value
         return self._trains[pattern]
+
+
+def stored(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """The value in the dtype of the checkpoint; NumericalError where it overflows."""
+    cast = value.to(dtype).contiguous()
+    if not bool(torch.isfinite(cast).all()):
+        raise NumericalError(
+            f"entries up to {float(value.abs().max()):.3g} overflow {dtype}; store bfloat16 or float32"
+        )
+    return cast
 
 
 def _narrowed(core: Tensor) -> Tensor:

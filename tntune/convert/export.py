@@ -11,10 +11,12 @@ import torch
 from tntune.checkpoint.lora_writer import LoraEntry, write_lora
 from tntune.checkpoint.tensor_file import TENSORS_NAME
 from tntune.checkpoint.tensorguide import TensorGuideFolder, open_tensorguide
+from tntune.convert.encode import stored
 from tntune.convert.gauge import delta_distance, delta_norm
 from tntune.convert.option import Encoded, factors_of
+from tntune.convert.output import check_output
 from tntune.convert.report import total_error
-from tntune.errors import UnsupportedError
+from tntune.errors import NumericalError, UnsupportedError
 from tntune.maps.activation import activation
 from tntune.maps.base import Factors
 
@@ -36,6 +38,10 @@ class ExportReport:
         bytes_after: Size of the weights file after.
         dtypes: Dtypes of the factors.
         relative_error: ``‖ΔW − ΔW'‖ / ‖ΔW‖``: rounding of the factors to their dtype, nothing else.
+
+    Example:
+        >>> ExportReport("a", "b", 1, 2, 9, 18, 90, 120, ("torch.float32",), 0.0).to_json()["rank"]
+        2
     """
 
     source: str
@@ -76,8 +82,23 @@ def export_lora(
         UnsupportedError: Where an activation is not linear: no LoRA computes that function.
         CheckpointError, NumericalError: Where the source cannot be read.
         OutputError: Where the output cannot be written.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from tntune.checkpoint.tensorguide import write_tensorguide
+        >>> from tntune.maps.lora import LoRA
+        >>> from tntune.maps.site import Site
+        >>> tensors = {"lora_down": torch.ones(2, 5), "lora_up": torch.ones(3, 2)}
+        >>> with TemporaryDirectory() as parent:
+        ...     guide, lora = Path(parent) / "guide", Path(parent) / "lora"
+        ...     write_tensorguide(guide, {"fc": (Site(LoRA(5, 3, 2)), tensors)}, config={})
+        ...     report = export_lora(guide, lora)
+        >>> report.layers, report.rank, report.relative_error < 1e-12
+        (1, 2, True)
     """
+    check_output(source, output, overwrite=overwrite)
     folder = open_tensorguide(source, carry=True)
+    bytes_before = folder.num_bytes
     _check_linear(folder)
     exact = dict(_factors(folder))
     entries = [LoraEntry(name, *_stored(folder, name, factors, dtype)) for name, factors in exact.items()]
@@ -96,7 +117,7 @@ def export_lora(
         rank=max(entry.down.shape[0] for entry in entries),
         params_before=folder.params,
         params_after=sum(entry.down.numel() + entry.up.numel() for entry in entries),
-        bytes_before=folder.num_bytes,
+        bytes_before=bytes_before,
         bytes_after=(Path(output) / TENSORS_NAME).stat().st_size,
         dtypes=tuple(dict.fromkeys(str(entry.up.dtype) for entry in entries)),
         relative_error=total_error(gaps, (delta_norm(factors) for factors in exact.values())),
@@ -123,4 +144,7 @@ def _stored(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     params = folder.sites[name].map.param_shapes
     own = next(tensor.dtype for flat, tensor in folder.load(name).items() if flat in params)
-    return factors.down.to(dtype or own), factors.up.to(dtype or own)
+    try:
+        return stored(factors.down, dtype or own), stored(factors.up, dtype or own)
+    except NumericalError as error:
+        raise NumericalError(f"{folder.path}: {name}: {error}") from error

@@ -23,6 +23,10 @@ class Balanced(NamedTuple):
         down: ``(k, in)``, float64.
         up: ``(out, k)``, float64.
         values: The k non-zero singular values of ΔW, falling.
+
+    Example:
+        >>> balance(torch.ones(1, 9), torch.ones(4, 1)).norm
+        6.0
     """
 
     down: Tensor
@@ -71,7 +75,12 @@ def balance(down: Tensor, up: Tensor, scale: float = 1.0) -> Balanced:
 
 
 def delta_norm(factors: Factors) -> float:
-    """``‖up @ down‖`` of single (unbatched) factors, from thin QRs."""
+    """``‖up @ down‖`` of single (unbatched) factors, from thin QRs.
+
+    Example:
+        >>> round(delta_norm(Factors(torch.ones(1, 9), torch.ones(4, 1))), 12)
+        6.0
+    """
     return float(torch.linalg.matrix_norm(_core(factors.down, factors.up)))
 
 

@@ -35,7 +35,12 @@ def lift(factors: Factors, name: str) -> Factors:
 
 
 def check_lift(name: str) -> float:
-    """The c of σ(x) − σ(−x) = c x; :class:`UnsupportedError` where there is none."""
+    """The c of σ(x) − σ(−x) = c x; :class:`UnsupportedError` where there is none.
+
+    Example:
+        >>> check_lift("gelu"), check_lift("leaky_relu")
+        (1.0, 1.01)
+    """
     gain = activation(name).odd_gain
     if gain is None:
         raise UnsupportedError(

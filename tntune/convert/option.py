@@ -20,11 +20,15 @@ class Option:
     """One way to store one layer.
 
     Attributes:
-        method: ``"tensorguide"``, ``"svd"``, or ``"dropped"`` for ΔW = 0.
+        method: ``"tensorguide"``, ``"svd"``, ``"kept"`` as it was, or ``"dropped"`` for ΔW = 0.
         layout: Pattern of the train; empty otherwise.
         ranks: TT-ranks, both ends included, or ``(r,)`` of the truncated SVD.
         params: Trainable entries.
         squared_error: ``‖ΔW − ΔW'‖²`` as stored, in the dtype of the checkpoint.
+
+    Example:
+        >>> Option("svd", "", (2,), 18, 0.25).params
+        18
     """
 
     method: str
@@ -35,14 +39,27 @@ class Option:
 
 
 class Encoded(NamedTuple):
-    """A site with its tensors in the dtype of the checkpoint."""
+    """A site with its tensors in the dtype of the checkpoint.
+
+    Example:
+        >>> from torch import ones
+        >>> from tntune.maps.lora import LoRA
+        >>> encoded = Encoded(Site(LoRA(5, 3, 1)), {"lora_down": ones(1, 5), "lora_up": ones(3, 1)})
+        >>> encoded.site.map.num_parameters
+        8
+    """
 
     site: Site
     tensors: dict[str, Tensor]
 
 
 class Encoder(ABC):
-    """All trains that store one layer; an Encoder keeps what it computes, so use one for each layer."""
+    """All trains that store one layer; an Encoder keeps what it computes, so use one for each layer.
+
+    Example:
+        >>> sorted(Encoder.__abstractmethods__)
+        ['at', 'encode', 'norm', 'path']
+    """
 
     @property
     @abstractmethod
@@ -63,7 +80,15 @@ class Encoder(ABC):
 
 
 def factors_of(encoded: Encoded) -> Factors:
-    """The factors of a site as stored, contracted in float64: down ``(width, in)``, up ``(out, width)``."""
+    """The factors of a site as stored, contracted in float64: down ``(width, in)``, up ``(out, width)``.
+
+    Example:
+        >>> from torch import ones
+        >>> from tntune.maps.lora import LoRA
+        >>> encoded = Encoded(Site(LoRA(5, 3, 1)), {"lora_down": ones(1, 5), "lora_up": ones(3, 1)})
+        >>> [tuple(factor.shape) for factor in factors_of(encoded)]
+        [(1, 5), (3, 1)]
+    """
     wide = {name: value.double() for name, value in encoded.tensors.items()}
     down, up = encoded.site.factors(wide)
     return Factors(down[0], up[0])
@@ -73,6 +98,14 @@ def linear_factors(encoded: Encoded) -> Factors:
     """Factors whose product is the linear map that the site computes, scale included.
 
     For a nonlinear σ the site must be an exact lift (:func:`tntune.convert.lift`), which this undoes.
+
+    Example:
+        >>> from torch import ones
+        >>> from tntune.maps.lora import LoRA
+        >>> site = Site(LoRA(5, 3, 1), scale=0.5)
+        >>> down, up = linear_factors(Encoded(site, {"lora_down": ones(1, 5), "lora_up": ones(3, 1)}))
+        >>> (up @ down).sum().item()
+        7.5
     """
     down, up = factors_of(encoded)
     sigma = activation(encoded.site.activation)

@@ -7,7 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ConversionReport", "LayerReport", "total_error"]
+from tntune.convert.option import Encoded
+
+__all__ = ["ConversionReport", "LayerReport", "stored_dtypes", "total_error"]
 
 _CARD = """# {name}
 
@@ -33,7 +35,7 @@ class LayerReport:
     Attributes:
         name: Module path.
         shape: ``(out_features, in_features)``.
-        method: ``"tensorguide"``, ``"svd"``, ``"lora"`` (kept as it was) or ``"dropped"`` (ΔW = 0).
+        method: ``"tensorguide"``, ``"svd"``, ``"kept"`` (as it was) or ``"dropped"`` (ΔW = 0).
         layout: Pattern of the train, else empty.
         ranks: TT-ranks, or the rank of the SVD.
         width: Inner size of the adapter after, 0 where dropped.
@@ -43,6 +45,10 @@ class LayerReport:
         relative_error: ``‖ΔW − ΔW'‖ / ‖ΔW‖`` as stored; 0 for a zero ΔW.
         svd_relative_error: The same of plain SVD truncation with at most ``params_after`` entries; None
             where no LoRA was converted.
+
+    Example:
+        >>> LayerReport("fc", (3, 5), "svd", "", (1,), 1, 16, 8, 2.0, 0.5, 0.5).params_after
+        8
     """
 
     name: str
@@ -71,13 +77,20 @@ class ConversionReport:
         params_after: Trainable entries after.
         bytes_before: Size of the weights file before.
         bytes_after: Size of the weights file after.
-        dtypes: Dtypes of the factors, kept unless ``settings`` say otherwise.
+        dtypes: Dtypes of the tensors after: those of before, unless ``settings`` say otherwise.
         relative_error: ``‖ΔW − ΔW'‖ / ‖ΔW‖`` over all layers.
         svd_relative_error: The same of plain SVD truncation with at most ``params_after`` entries, spread
             over the layers by singular values; None where no LoRA was converted.
         target_met: Whether budget and tolerance are met.
         passthrough: Number of tensors carried along untouched.
         layers: One report for each layer.
+
+    Example:
+        >>> sizes = {"params_before": 16, "params_after": 8, "bytes_before": 64, "bytes_after": 32}
+        >>> report = ConversionReport("a", "b", {}, "frobenius", **sizes, dtypes=(), relative_error=0.5,
+        ...                           svd_relative_error=0.4, target_met=True, passthrough=0, layers=())
+        >>> report.svd_wins, report.to_json()["params_after"]
+        (True, 8)
     """
 
     source: str
@@ -123,6 +136,11 @@ class ConversionReport:
             settings=json.dumps(self.settings),
             rows="\n".join(rows),
         )
+
+
+def stored_dtypes(encoded: Iterable[Encoded]) -> tuple[str, ...]:
+    """Names of the dtypes of all tensors, each once."""
+    return tuple(dict.fromkeys(str(tensor.dtype) for _, tensors in encoded for tensor in tensors.values()))
 
 
 def total_error(squared_errors: Iterable[float], norms: Iterable[float]) -> float:

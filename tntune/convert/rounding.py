@@ -11,10 +11,11 @@ from torch import Tensor
 
 from tntune.checkpoint.tensor_file import TENSORS_NAME
 from tntune.checkpoint.tensorguide import TensorGuideFolder, open_tensorguide, write_tensorguide
-from tntune.convert.encode import DeltaEncoder
+from tntune.convert.encode import DeltaEncoder, stored
 from tntune.convert.gauge import balance, delta_distance, delta_norm
 from tntune.convert.option import Encoded, Encoder, Option, factors_of
-from tntune.convert.report import ConversionReport, LayerReport, total_error
+from tntune.convert.output import check_output
+from tntune.convert.report import ConversionReport, LayerReport, stored_dtypes, total_error
 from tntune.convert.target import Target, choose, train_options
 from tntune.errors import UnsupportedError
 from tntune.maps.activation import activation
@@ -28,20 +29,30 @@ from tntune.tt.rank_rule import RankRule, ShrinkStep, shrink_path
 from tntune.tt.rounding import round_tt
 from tntune.tt.train import cores, merged_modes
 
-__all__ = ["SiteEncoder", "round_adapter"]
+__all__ = ["FactorEncoder", "SiteEncoder", "round_adapter"]
 
 
 class SiteEncoder(Encoder):
     """The trains of lower rank that stand for one TensorGuide site, in its own layout.
 
     A latent is absorbed, a frozen start subtracted: the result is a train without either. Errors are those
-    of ΔW for a linear σ, else of the two factors stacked.
+    of ΔW for a linear σ, else of down and the scaled up stacked.
 
     Args:
         encoded: The site and its tensors.
 
     Raises:
         UnsupportedError: Where the map is no TensorGuide, or its latent is averaged.
+
+    Example:
+        >>> import torch
+        >>> from tntune.maps.build import build_map
+        >>> from tntune.maps.layout import Geometry
+        >>> from tntune.maps.site import Site
+        >>> site = Site(build_map("tensorguide", Geometry(12, 8, 2), rank=4, start="random"))
+        >>> encoder = SiteEncoder(Encoded(site, site.map.init(torch.Generator().manual_seed(0))[0]))
+        >>> encoder.kept().params, [step.params for step in encoder.path("")][-1]
+        (64, 11)
     """
 
     def __init__(self, encoded: Encoded) -> None:
@@ -54,8 +65,9 @@ class SiteEncoder(Encoder):
             )
         self.site, self.map = encoded.site, map
         self.dtype = encoded.tensors[next(iter(map.param_shapes))].dtype
-        self.factors = factors_of(encoded)
-        self._train = _exact_train(map, encoded.tensors, self.factors)
+        self.encoded = encoded
+        self.factors = _scaled(encoded)
+        self._train = _exact_train(map, encoded.tensors, factors_of(encoded))
         self._path: list[ShrinkStep] = []
 
     @property
@@ -72,6 +84,11 @@ class SiteEncoder(Encoder):
         """How reports name the layout."""
         return getattr(self.map.layout, "pattern", self.map.layout.kind)
 
+    def kept(self) -> Option:
+        """The site as it is."""
+        ranks, params = self.map.ranks, self.map.num_parameters
+        return Option("kept", self.layout, ranks, params, 0.0)
+
     def path(self, layout: str) -> list[ShrinkStep]:
         if not self._path:
             self._path = shrink_path(bond_spectra(self._train), merged_modes(self._train))
@@ -80,14 +97,44 @@ class SiteEncoder(Encoder):
     def at(self, layout: str, ranks: Sequence[int]) -> Option:
         option = Option("tensorguide", layout, (1, *ranks, 1), 0, 0.0)
         encoded = self.encode(option)
-        distance = _gap(self.factors, factors_of(encoded), self.linear)
+        distance = _gap(self.factors, _scaled(encoded), self.linear)
         return replace(option, params=encoded.site.map.num_parameters, squared_error=distance**2)
 
     def encode(self, option: Option) -> Encoded:
+        if option.method == "kept":
+            return self.encoded
         train = round_tt(self._train, RankRule(ranks=option.ranks)).value
         map = replace(self.map, ranks=tuple(train.rank), latent=Latent(), start="random")
-        stored = (core.to(self.dtype).contiguous() for core in cores(train))
-        return Encoded(replace(self.site, map=map), dict(zip(map.param_shapes, stored, strict=True)))
+        tensors = (stored(core, self.dtype) for core in cores(train))
+        return Encoded(replace(self.site, map=map), dict(zip(map.param_shapes, tensors, strict=True)))
+
+
+class FactorEncoder(DeltaEncoder):
+    """Plain factors that a conversion kept: as they are, or truncated by SVD.
+
+    Args:
+        encoded: The site, of a LoRA map with a linear σ, and its tensors.
+
+    Example:
+        >>> import torch
+        >>> from tntune.maps.site import Site
+        >>> tensors = {"lora_down": torch.eye(2, 5), "lora_up": torch.eye(4, 2)}
+        >>> FactorEncoder(Encoded(Site(LoRA(5, 4, 2)), tensors)).kept().params
+        18
+    """
+
+    def __init__(self, encoded: Encoded) -> None:
+        down, up = factors_of(encoded)
+        super().__init__(balance(down, up, encoded.site.scale), encoded.tensors["lora_up"].dtype)
+        self.encoded = encoded
+
+    def kept(self) -> Option:
+        """The site as it is."""
+        map = self.encoded.site.map
+        return Option("kept", "", (map.width,), map.num_parameters, 0.0)
+
+    def encode(self, option: Option) -> Encoded:
+        return self.encoded if option.method == "kept" else super().encode(option)
 
 
 def round_adapter(
@@ -112,16 +159,32 @@ def round_adapter(
         RankError: Where the budget is too small.
         CheckpointError, NumericalError: Where the source cannot be read.
         OutputError: Where the output cannot be written.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from torch import eye
+        >>> from tntune.checkpoint.tensorguide import write_tensorguide
+        >>> from tntune.maps.site import Site
+        >>> tensors = {"lora_down": eye(3, 5), "lora_up": eye(4, 3)}
+        >>> with TemporaryDirectory() as parent:
+        ...     guide, smaller = Path(parent) / "guide", Path(parent) / "smaller"
+        ...     write_tensorguide(guide, {"fc": (Site(LoRA(5, 4, 3)), tensors)}, config={})
+        ...     report = round_adapter(guide, smaller, Target(max_rank=2))
+        >>> report.params_before, report.params_after, round(report.relative_error**2, 6)
+        (27, 18, 0.333333)
     """
+    check_output(source, output, overwrite=overwrite)
     folder = open_tensorguide(source, carry=True)
     encoders = {name: _encoder(folder, name) for name in folder.sites}
     curves = {name: list(_options(encoder, target, folder, name)) for name, encoder in encoders.items()}
     norms = {name: encoder.norm for name, encoder in encoders.items()}
     chosen = choose(curves, norms, target, folder.params)
+    encoded = {name: encoder.encode(chosen[name]) for name, encoder in encoders.items()}
     report = _report(folder, str(output), target, chosen, norms)
+    report = replace(report, dtypes=stored_dtypes(encoded.values()))
     write_tensorguide(
         output,
-        {name: encoder.encode(chosen[name]) for name, encoder in encoders.items()},
+        encoded,
         config=folder.config,
         passthrough={name: folder.tensor(name) for name in folder.passthrough},
         metadata={"tntune": "round", "target": target.to_json(), "relative_error": report.relative_error},
@@ -131,26 +194,29 @@ def round_adapter(
     return replace(report, bytes_after=(Path(output) / TENSORS_NAME).stat().st_size)
 
 
-def _encoder(folder: TensorGuideFolder, name: str) -> DeltaEncoder | SiteEncoder:
+def _encoder(folder: TensorGuideFolder, name: str) -> FactorEncoder | SiteEncoder:
     encoded = Encoded(folder.sites[name], folder.load(name))
-    if isinstance(encoded.site.map, LoRA) and activation(encoded.site.activation).linear:
-        down, up = factors_of(encoded)
-        return DeltaEncoder(balance(down, up, encoded.site.scale), encoded.tensors["lora_up"].dtype)
+    plain = isinstance(encoded.site.map, LoRA) and activation(encoded.site.activation).linear
     try:
-        return SiteEncoder(encoded)
+        return FactorEncoder(encoded) if plain else SiteEncoder(encoded)
     except UnsupportedError as error:
         raise UnsupportedError(f"{name}: {error}") from error
 
 
 def _options(
-    encoder: DeltaEncoder | SiteEncoder, target: Target, folder: TensorGuideFolder, name: str
+    encoder: FactorEncoder | SiteEncoder, target: Target, folder: TensorGuideFolder, name: str
 ) -> Iterator[Option]:
+    """The site as it is, where its ranks are below a cap, and what is smaller than that."""
+    kept = encoder.kept()
+    if target.max_rank is None or max(kept.ranks) <= target.max_rank:
+        yield kept
     if isinstance(encoder, SiteEncoder):
-        own = folder.sites[name].map.num_parameters
-        share = (target.budget(folder.params) or folder.params) * own / folder.params
-        return train_options(encoder, encoder.layout, target, share)
-    limit = target.max_rank or len(encoder.balanced.values)
-    return (option for option in encoder.truncations() if option.ranks[0] <= limit)
+        share = (target.budget(folder.params) or folder.params) * kept.params / folder.params
+        options = train_options(encoder, encoder.layout, target, share)
+    else:
+        limit = target.max_rank or len(encoder.balanced.values)
+        options = (option for option in encoder.truncations() if option.ranks[0] <= limit)
+    yield from (option for option in options if option.params < kept.params)
 
 
 def _report(
@@ -171,7 +237,7 @@ def _report(
         params_after=sum(option.params for option in chosen.values()),
         bytes_before=folder.num_bytes,
         bytes_after=0,
-        dtypes=tuple(str(dtype) for dtype in folder.dtypes),
+        dtypes=(),
         relative_error=error,
         svd_relative_error=None,
         target_met=target.met(chosen, norms, folder.params),
@@ -188,7 +254,7 @@ def _layer(folder: TensorGuideFolder, name: str, option: Option, norm: float) ->
         method=option.method,
         layout=option.layout,
         ranks=option.ranks,
-        width=map.width if option.method == "tensorguide" else option.ranks[0],
+        width=option.ranks[0] if option.method == "svd" else map.width,
         params_before=map.num_parameters,
         params_after=option.params,
         norm=norm,
@@ -201,8 +267,13 @@ def _exact_train(map: TensorGuide, tensors: Mapping[str, Tensor], factors: Facto
     """The site's train in float64: its own cores, or that of its factors where z or a start is involved."""
     if map.train.has_latent or map.subtracts_start:
         return tt_svd(map.layout.write(factors.down[None], factors.up[None])).value
-    own = [tensors[name].double() for name in map.param_shapes]
-    return map.train.tensor_train(own)
+    return map.train.tensor_train([tensors[name].double() for name in map.param_shapes])
+
+
+def _scaled(encoded: Encoded) -> Factors:
+    """The factors of a site, its scale multiplied into up."""
+    down, up = factors_of(encoded)
+    return Factors(down, encoded.site.scale * up)
 
 
 def _size(factors: Factors, linear: bool) -> float:

@@ -1,5 +1,6 @@
 """Target: how small or how accurate an adapter is to become, and the choice that meets it."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from tntune.errors import SpecError
 __all__ = ["Target", "choose", "train_options"]
 
 _POINTS = 12
+_EXACT = 1e-6  # relative errors below count as none where ranks alone are capped
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,14 @@ def train_options(encoder: Encoder, layout: str, target: Target, share: float) -
     For a budget, up to a dozen points of the shrink path, evenly spaced in log-parameters around ``share``
     (this layer's even part of the budget) and the last; for a tolerance, the first point from below that
     meets it; for a cap, the capped ranks.
+
+    Example:
+        >>> import torch
+        >>> from tntune.convert.encode import DeltaEncoder
+        >>> from tntune.convert.gauge import balance
+        >>> encoder = DeltaEncoder(balance(torch.eye(2, 5), torch.eye(4, 2)), torch.float32)
+        >>> [option.ranks for option in train_options(encoder, "io w", Target(max_rank=1), 18)]
+        [(1, 1, 1)]
     """
     path = encoder.path(layout)
     if target.max_rank is not None:
@@ -92,6 +102,8 @@ def choose(
 ) -> dict[str, Option]:
     """One option for each layer: within the budget, or each the best for its tolerance or cap.
 
+    Within a budget, never worse in total than the best choice that stays with one method.
+
     Args:
         curves: Options of each layer.
         norms: Norm to which each layer's error is relative.
@@ -100,12 +112,29 @@ def choose(
 
     Raises:
         RankError: Where the budget is below the cheapest options.
+
+    Example:
+        >>> exact, rough = Option("svd", "", (2,), 20, 0.0), Option("svd", "", (1,), 10, 0.01)
+        >>> choose({"fc": [exact, rough]}, {"fc": 1.0}, Target(tolerance=0.2), 20)["fc"].ranks
+        (1,)
     """
     budget = target.budget(total)
     if budget is not None:
-        return allocate(curves, budget)
-    tolerance = target.tolerance or 0.0
+        candidates = [allocate(choice, budget) for choice in (curves, *_of_one_method(curves))]
+        return min(candidates, key=lambda chosen: math.fsum(o.squared_error for o in chosen.values()))
+    tolerance = _EXACT if target.tolerance is None else target.tolerance
     return {name: _cheapest(options, (tolerance * norms[name]) ** 2) for name, options in curves.items()}
+
+
+def _of_one_method(curves: Mapping[str, Sequence[Option]]) -> Iterator[dict[str, list[Option]]]:
+    """The curves cut down to one method each, dropping a layer allowed, where that leaves every layer one."""
+    for method in ("tensorguide", "svd"):
+        own = {
+            name: [option for option in options if option.method in (method, "dropped")]
+            for name, options in curves.items()
+        }
+        if all(own.values()):
+            yield own
 
 
 def _cheapest(options: Sequence[Option], allowed: float) -> Option:

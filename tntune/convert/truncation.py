@@ -36,4 +36,4 @@ def svd_errors(spectra: Mapping[str, Tensor], sizes: Mapping[str, int], budget: 
         ranks[name] += 1
         if ranks[name] < len(squares[name]):
             heapq.heappush(queue, (-squares[name][ranks[name]] / sizes[name], name))
-    return {name: sum(values[ranks[name] :]) for name, values in squares.items()}
+    return {name: sum(values[ranks[name] :], 0.0) for name, values in squares.items()}

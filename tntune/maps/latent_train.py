@@ -17,7 +17,9 @@ from tntune.maps.base import Shape, Shapes, Tensors, positives
 from tntune.maps.latent import Latent
 from tntune.tt.train import compute_dtype, tt_matrix, tt_tensor
 
-__all__ = ["LatentTrain", "gather"]
+__all__ = ["LatentTrain", "check_start", "gather"]
+
+_STARTS = ("zero", "random", "paper", "published")
 
 
 @dataclass(frozen=True)
@@ -191,6 +193,12 @@ class LatentTrain:
             lifted.append(wide)
         lifted[0] = lifted[0] / gain
         return lifted
+
+
+def check_start(start: str) -> None:
+    """Raise :class:`SpecError` unless trains know this start."""
+    if start not in _STARTS:
+        raise SpecError(f"start must be one of {', '.join(_STARTS)}, not {start!r}")
 
 
 def gather(cores: Sequence[Tensor]) -> tuple[list[Tensor], torch.dtype]:

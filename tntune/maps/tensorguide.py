@@ -10,14 +10,12 @@ from tntune.contract.plan import Plan
 from tntune.errors import SpecError
 from tntune.maps.base import Factors, Shape, Shapes, Tensors, WeightMap, positive
 from tntune.maps.latent import Latent
-from tntune.maps.latent_train import LatentTrain, gather
+from tntune.maps.latent_train import LatentTrain, check_start, gather
 from tntune.maps.layout import Concat, Geometry, Layout, Selection
 from tntune.tt.decompose import tt_svd
 from tntune.tt.rank_rule import RankRule
 
 __all__ = ["TensorGuide"]
-
-_STARTS = ("zero", "random", "paper", "published")
 
 
 @dataclass(frozen=True)
@@ -69,8 +67,7 @@ class TensorGuide(WeightMap):
             positive(name, getattr(self, name))
         if not isinstance(self.layout, Layout) or not isinstance(self.latent, Latent):
             raise SpecError("a TensorGuide needs a layout and a latent")
-        if self.start not in _STARTS:
-            raise SpecError(f"start must be one of {', '.join(_STARTS)}, not {self.start!r}")
+        check_start(self.start)
         self.layout.check(self.geometry)
         train = LatentTrain(self.layout.modes, self.ranks, self.latent)
         object.__setattr__(self, "train", train)
@@ -143,7 +140,7 @@ class TensorGuide(WeightMap):
         down, up = self._factors(cores, fixed)
         if self.subtracts_start:
             names = self.train.names("tt_start_")
-            start = [fixed[name].detach().to(core) for name, core in zip(names, cores, strict=True)]
+            start = [fixed[name].to(core) for name, core in zip(names, cores, strict=True)]
             up = up - self._factors(start, fixed).up
         return Factors(down, up)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from tntune.contract.plan import Plan
 from tntune.errors import ModeError, SpecError
 from tntune.maps.base import Factors, Shapes, Tensors, WeightMap, positive
-from tntune.maps.latent_train import LatentTrain, gather
+from tntune.maps.latent_train import LatentTrain, check_start, gather
 from tntune.tt.decompose import tt_svd
 from tntune.tt.rank_rule import RankRule
 
@@ -55,8 +55,7 @@ class TTLoRA(WeightMap):
     def __post_init__(self) -> None:
         for name in ("in_features", "out_features", "width"):
             positive(name, getattr(self, name))
-        if self.start not in ("zero", "random", "paper", "published"):
-            raise SpecError(f"start must be one of zero, random, paper, published, not {self.start!r}")
+        check_start(self.start)
         _check("down_train", self.down_train, self.width * self.in_features)
         _check("up_train", self.up_train, self.width * self.out_features)
         object.__setattr__(self, "_plans", (_plan(self.down_train), _plan(self.up_train)))

@@ -1,8 +1,8 @@
 """Environments: what surrounds a core of a train when two trains with the same modes are contracted.
 
-Merged cores are ``H_k[(a x), m, (b y)] = Σ_n G_k[a, n, m, b] A_k[x, n, m, y]`` with trained cores G and fixed
-weights A: the train of the H is w. Letters in equations: a, b bonds of G, x, y bonds of A, s, t, u, v bonds of
-merged trains, n the latent leg, m the open mode, p a batch.
+Merged cores are ``H_k[(a x), m, (b y)] = Σ_n G_k[a, n, m, b] A_k[x, n, m, y]``, with trained cores G and
+fixed weights A: the train of the H is w. Letters in equations: a, b bonds of G, x, y bonds of A, s, t, u, v
+bonds of merged trains, n the latent leg, m the open mode, p a batch.
 """
 
 from collections.abc import Sequence
@@ -50,7 +50,7 @@ def embedded(core: Tensor, weight: Tensor) -> Tensor:
 
 
 def pulled_back(hole: Tensor, weight: Tensor) -> Tensor:
-    """The transpose of :func:`embedded`: ``<embedded(g, A), h> == <g, pulled_back(h, A)>``.
+    """The transpose of :func:`embedded`: ``<embed g, h> == <g, pull h back>`` for every core g and hole h.
 
     Args:
         hole: (..., r q, m, r' q').
@@ -64,7 +64,8 @@ def pulled_back(hole: Tensor, weight: Tensor) -> Tensor:
         tensor([4., 4.])
     """
     x, _, _, y = weight.shape
-    split = hole.unflatten(-1, (-1, y)).unflatten(-4, (-1, x))  # (..., a, x, m, b, y)
+    *batch, rows, m, columns = hole.shape
+    split = hole.reshape(*batch, rows // x, x, m, columns // y, y)
     return torch.einsum("...axmby,xnmy->...anmb", split, weight)
 
 

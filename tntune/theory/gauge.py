@@ -19,7 +19,7 @@ __all__ = ["GaugeFixedSpectrum", "canonicalize", "gauge_fixed_spectrum", "map_tr
 
 @dataclass(frozen=True)
 class GaugeFixedSpectrum:
-    """Singular values of J on gauge-fixed directions, in closed form: ``values[i]`` occurs ``counts[i]`` times.
+    """Singular values of J on gauge-fixed directions: ``values[i]`` occurs ``counts[i]`` times.
 
     Attributes:
         values: Distinct values, bond by bond, and the one of the centre last.
@@ -98,10 +98,10 @@ def gauge_fixed_spectrum(
 def canonicalize(map: WeightMap, params: Tensors, fixed: Tensors, *, centre: int = -1) -> dict[str, Tensor]:
     """Canonical cores of the same function: ``factors(canonicalize(map, params, fixed), fixed)`` do not move.
 
-    Every train gets left-orthogonal cores before its centre and right-orthogonal ones behind it; the latent leg
-    counts with the mode, so that nothing depends on z. Boundary ranks are summed, and directions that the modes
-    do not admit are left out: the freed entries are zero. Gradient descent from here sees the closed-form
-    spectrum of :func:`gauge_fixed_spectrum` (plain trains); the zero start stays a zero start.
+    Every train gets left-orthogonal cores before its centre and right-orthogonal ones behind it; the latent
+    leg counts with the mode, so that nothing depends on z. Boundary ranks are summed, and directions that the
+    modes do not admit are left out: the freed entries are zero. A plain train has the closed-form spectrum of
+    :func:`gauge_fixed_spectrum` here; a zero start stays a zero start.
 
     Args:
         map: A :class:`TensorGuide` or a :class:`TTLoRA`.
@@ -147,7 +147,9 @@ def map_trains(map: WeightMap) -> tuple[tuple[LatentTrain, str], ...]:
         return ((map.train, "tt_"),)
     if isinstance(map, TTLoRA):
         return ((map.down_train, "tt_down_"), (map.up_train, "tt_up_"))
-    raise UnsupportedError(f"{map.kind} has no trains, so it has no bonds and no gauge; TensorGuide and TTLoRA do")
+    raise UnsupportedError(
+        f"{map.kind} has no trains, so it has no bonds and no gauge; TensorGuide and TTLoRA do"
+    )
 
 
 def _canonical(train: LatentTrain, own: list[Tensor], centre: int) -> list[Tensor]:

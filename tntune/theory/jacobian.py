@@ -1,4 +1,4 @@
-"""Jacobians of maps: by structure, at a cost without the number of entries, and by autodiff where it is small."""
+"""Jacobians of maps: by structure, whatever the number of entries, and by autodiff where that is small."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -47,15 +47,15 @@ class MapJacobian:
 
     def gram(self) -> Tensor:
         """``JᵀJ`` (P, P), exact."""
-        return torch.block_diag(*(block.gram() for block in self.blocks))
+        return _block_diagonal([block.gram() for block in self.blocks])
 
     def factor(self) -> Tensor:
         """``C = QᵀJ`` (D, P) with ``CᵀC = JᵀJ``, not squared."""
-        return torch.block_diag(*(block.factor() for block in self.blocks))
+        return _block_diagonal([block.factor() for block in self.blocks])
 
     def matvec(self, v: Tensor) -> Tensor:
         """``JᵀJ v`` for v of shape (..., P), without P x P entries."""
-        parts = v.split([block.num_parameters for block in self.blocks], dim=-1)
+        parts = torch.split(v, [block.num_parameters for block in self.blocks], dim=-1)
         made = [block.matvec(part) for block, part in zip(self.blocks, parts, strict=True)]
         return torch.cat(made, dim=-1)
 
@@ -206,3 +206,9 @@ def _rank(block: TrainJacobian) -> int:
     values = torch.linalg.svdvals(factor)
     threshold = max(factor.shape) * torch.finfo(values.dtype).eps * float(values[0])
     return int((values > threshold).sum())
+
+
+def _block_diagonal(blocks: Sequence[Tensor]) -> Tensor:
+    """Matrices along the diagonal of one."""
+    joined: Tensor = torch.block_diag(*blocks)  # type: ignore[no-untyped-call]
+    return joined

@@ -218,9 +218,8 @@ def _probe(function: Function) -> tuple[int, int]:
     kept: dict[int, int] = {}
 
     def note(saved: Tensor) -> Tensor:
-        storage = saved.untyped_storage()
-        if storage.data_ptr() not in shared:
-            kept[storage.data_ptr()] = storage.nbytes()
+        if saved.untyped_storage().data_ptr() not in shared:
+            kept[saved.data_ptr()] = saved.nbytes
         return saved
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda saved: saved):

@@ -104,7 +104,7 @@ def outputs_of(rows: Rows) -> tuple[int, int]:
     """``(n, C)`` of the rows: the sizes of all axes that are not 1.
 
     Raises:
-        ModeError: Where there are no terms, or they have different samples or outputs.
+        ModeError: Where there are no terms, they have different samples or outputs, or some are plain rows.
 
     Example:
         >>> outputs_of({"up": [Outer(torch.ones(1, 3, 3), torch.ones(8, 1, 2))]})
@@ -114,6 +114,9 @@ def outputs_of(rows: Rows) -> tuple[int, int]:
     shapes = [part.shape for part in parts if part is not None]
     if not shapes:
         raise ModeError("there are no gradients to make a kernel of")
+    mixed = [name for name, terms in rows.items() if len({term.right is None for term in terms}) > 1]
+    if mixed:
+        raise ModeError(f"the terms of {mixed[0]} must be all outer products or all plain rows")
     samples, outputs = max(s[0] for s in shapes), max(s[1] for s in shapes)
     strange = [tuple(s[:2]) for s in shapes if s[0] not in (1, samples) or s[1] not in (1, outputs)]
     if strange:
@@ -137,6 +140,8 @@ def _full(rows: Rows, samples: int, outputs: int) -> Tensor:
                 _add_plain(block, _cut(a, first), _cut(b, second))
             for one, other in products:
                 block.addcmul_(*_product(one, other, first, second))
+            if first == second:  # matrix products are symmetric only up to rounding
+                block = (block + block.permute(2, 3, 0, 1)) / 2
             kernel[first, :, second] = block
             kernel[second, :, first] = block.permute(2, 3, 0, 1)
     return kernel.reshape(samples * outputs, samples * outputs)
@@ -152,8 +157,8 @@ def _add_plain(block: Tensor, a: Tensor, b: Tensor) -> None:
 
 def _product(a: Outer, b: Outer, first: slice, second: slice) -> tuple[Tensor, Tensor]:
     """The two Grams ``(i | 1, c | 1, j | 1, d | 1)`` whose product is the Gram of a pair of terms."""
-    if a.right is None or b.right is None:
-        raise ModeError("a parameter's terms are all outer products or all plain rows")
+    assert a.right is not None  # outputs_of saw that a parameter's terms are alike
+    assert b.right is not None
     return (
         _inner(_cut(a.left, first), _cut(b.left, second)),
         _inner(_cut(a.right, first), _cut(b.right, second)),
@@ -170,13 +175,13 @@ def _by_class(a: Outer, b: Outer) -> Tensor:
     inner = _class_inner(a.left, b.left)
     if a.right is None and b.right is None:
         return inner
-    if a.right is None or b.right is None:
-        raise ModeError("a parameter's terms are all outer products or all plain rows")
+    assert a.right is not None  # outputs_of saw that
+    assert b.right is not None
     return inner * _class_inner(a.right, b.right)
 
 
 def _traced(a: Outer, b: Outer, outputs: int) -> Tensor:
-    """``(n, n)``: the sum of those blocks; one matrix product for each side where one is free of the output."""
+    """``(n, n)``: the sum of those blocks; two matrix products where one side is free of the output."""
     sides = [(a.left, b.left), (a.right, b.right)]
     for (p, q), (r, s) in (sides, sides[::-1]):
         if (

@@ -1,8 +1,8 @@
 """One sweep from left to right that makes JᵀJ, or a factor C with JᵀJ = CᵀC, block row by block row.
 
 The state holds, for every parameter p of the cores passed, the overlap of a fixed train on top with the
-derivative of w by p below: ``state[p] = T_{<k}ᵀ (∂w / ∂p)_{<k}``, a matrix (u, s). Each core is passed once, with
-all parameters before it as one batch.
+derivative of w by p below: ``state[p] = T_{<k}ᵀ (∂w / ∂p)_{<k}``, a matrix (u, s). Each core is passed once,
+with all parameters before it as one batch.
 """
 
 from collections.abc import Sequence
@@ -48,13 +48,16 @@ def gram(cores: Sequence[Tensor], weights: Sequence[Tensor], own: Sequence[Tenso
 
 
 def factor(
-    cores: Sequence[Tensor], weights: Sequence[Tensor], own: Sequence[Tensor], bases: Sequence[Sequence[Tensor]]
+    cores: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    own: Sequence[Tensor],
+    bases: Sequence[Sequence[Tensor]],
 ) -> Tensor:
     """``C = Qᵀ J`` with an orthonormal basis Q of the tangent space: the singular values of J, not squared.
 
-    Q is never formed. Its columns are ``U_{<k} ⊗ N_k ⊗ V_{>k}`` with left-orthogonal cores U, right-orthogonal
-    V, and N_k the complement of the columns of U_k (all columns for the last core). A block of C vanishes where
-    its parameter lies behind k, because ``N_kᵀ U_k = 0``.
+    Q is never formed. Its columns are ``U_{<k} ⊗ N_k ⊗ V_{>k}`` with left-orthogonal cores U,
+    right-orthogonal V, and N_k the complement of the columns of U_k (all columns for the last core). A block
+    of C vanishes where its parameter lies behind k, because ``N_kᵀ U_k = 0``.
 
     Args:
         cores: Trained cores (r, n, m, r').
@@ -104,16 +107,17 @@ def _diagonal(left: Tensor, weight: Tensor, right: Tensor) -> Tensor:
 def _across(state: Tensor, core: Tensor, weight: Tensor, right: Tensor) -> Tensor:
     """The block of JᵀJ of all parameters before with those of this core, from the state."""
     x, y = weight.shape[0], weight.shape[-1]
-    half = torch.einsum("smt,tby->smby", core, right.unflatten(1, (-1, y)))
+    half = torch.einsum("smt,tby->smby", core, right.reshape(len(right), -1, y))
     kernel = torch.einsum("smby,xnmy->xsnmb", half, weight)
-    split = state.unflatten(1, (-1, x))  # (p, a, x, s)
-    return torch.tensordot(split, kernel, dims=2).flatten(1)
+    split = state.reshape(len(state), state.shape[1] // x, x, state.shape[2])  # (p, a, x, s)
+    block: Tensor = torch.tensordot(split, kernel, dims=2)
+    return block.flatten(1)
 
 
 def _entered(top: Tensor, left: Tensor, core: Tensor, weight: Tensor) -> Tensor:
     """The state of this core's own parameters behind it: (P_k, u', s')."""
     (a, n, m, b), (x, _, _, y) = core.shape, weight.shape
-    half = torch.einsum("umt,uax->mtax", top, left.unflatten(1, (a, x)))
+    half = torch.einsum("umt,uax->mtax", top, left.reshape(-1, a, x))
     half = torch.einsum("mtax,xnmy->anmty", half, weight)
     state = left.new_zeros(a, n, m, b, half.shape[3], b, y)
     state.diagonal(dim1=3, dim2=5).copy_(half[..., None])
@@ -130,8 +134,8 @@ def _advanced(state: Tensor, top: Tensor, bottom: Tensor, entered: Tensor) -> Te
 def _own_columns(left: Tensor, core: Tensor, weight: Tensor, right: Tensor) -> Tensor:
     """``(U_{<k} ⊗ 1 ⊗ V_{>k})ᵀ ∂w / ∂G_k``: (P_k, u, m, v)."""
     (a, n, m, b), (x, _, _, y) = core.shape, weight.shape
-    half = torch.einsum("uax,xnmy->uanmy", left.unflatten(1, (a, x)), weight)
-    full = torch.einsum("uanmy,vby->anbuvm", half, right.unflatten(1, (b, y)))
+    half = torch.einsum("uax,xnmy->uanmy", left.reshape(-1, a, x), weight)
+    full = torch.einsum("uanmy,vby->anbuvm", half, right.reshape(-1, b, y))
     columns = left.new_zeros(a, n, m, b, len(left), m, len(right))
     columns.diagonal(dim1=2, dim2=5).copy_(full)
     return columns.reshape(a * n * m * b, len(left), m, len(right))
@@ -146,4 +150,4 @@ def _complement(core: Tensor) -> Tensor:
 
 def _split(gram: Tensor, size: int) -> Tensor:
     """A Gram of merged bonds with both bonds split: (a, x, c, z)."""
-    return gram.unflatten(1, (-1, size)).unflatten(0, (-1, size))
+    return gram.reshape(len(gram) // size, size, -1, size)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -116,7 +117,8 @@ class TrainJacobian:
         """Singular values of J, descending, ``min(D, P)`` of them, accurate relative to the largest.
 
         Example:
-            >>> TrainJacobian.plain([torch.ones(1, 2, 1), torch.ones(1, 2, 1)]).singular_values()[0].item()
+            >>> jacobian = TrainJacobian.plain([torch.ones(1, 2, 1), torch.ones(1, 2, 1)])
+            >>> round(jacobian.singular_values()[0].item(), 12)
             2.0
         """
         values: Tensor = torch.linalg.svdvals(self.factor())
@@ -165,8 +167,8 @@ class TrainJacobian:
         if v.shape[-1:] != (self.num_parameters,):
             raise ModeError(f"a vector of {self.num_parameters} parameters is needed, not {tuple(v.shape)}")
         flat = v.detach().to(self.cores[0]).reshape(-1, self.num_parameters)
-        parts = flat.split([core.numel() for core in self.cores], dim=1)
-        return [part.unflatten(1, core.shape) for part, core in zip(parts, self.cores, strict=True)]
+        parts = torch.split(flat, [core.numel() for core in self.cores], dim=1)
+        return [part.reshape(-1, *core.shape) for part, core in zip(parts, self.cores, strict=True)]
 
 
 def _carried(own: list[Tensor], steps: list[Tensor], lefts: list[Tensor]) -> list[Tensor]:
@@ -190,6 +192,8 @@ def _check_chain(name: str, chain: Sequence[Tensor]) -> None:
     """Raise unless the tensors are 4-way and their ranks form a chain."""
     if not chain or any(core.ndim != 4 for core in chain):
         raise ModeError(f"{name} are 4-way (r, n, m, r'), not {[tuple(core.shape) for core in chain]}")
-    for k, (one, other) in enumerate(zip(chain, chain[1:], strict=False)):
+    for k, (one, other) in enumerate(pairwise(chain)):
         if one.shape[-1] != other.shape[0]:
-            raise RankError(f"{name}[{k}] ends with rank {one.shape[-1]}, the next starts with {other.shape[0]}")
+            raise RankError(
+                f"{name}[{k}] ends with rank {one.shape[-1]}, the next starts with {other.shape[0]}"
+            )
