@@ -154,10 +154,9 @@ def test_casting_keeps_the_latent_and_the_zero_start() -> None:
 # What a module must survive.
 
 
-@pytest.mark.parametrize(("activation", "training"), [("identity", True), ("gelu", False)])
-def test_compiles_into_one_graph(activation: str, training: bool) -> None:
+def test_compiles_into_one_graph() -> None:
     torch.compiler.reset()
-    layer = adapted(GUIDE, activation=activation).train(training)
+    layer = adapted(GUIDE, activation="gelu")
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     x = inputs(GUIDE)
     y = compiled(x)

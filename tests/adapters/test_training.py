@@ -89,6 +89,7 @@ def test_training_lowers_the_loss(spec: AdapterSpec, device: torch.device) -> No
 # Two processes.
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
     """DistributedDataParallel over gloo: each half of the batch on its own process, averaged."""
     names = ("latent", "concat", "nonlinear")

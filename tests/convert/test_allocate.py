@@ -16,7 +16,7 @@ from tntune.convert.target import Target, choose
 from tntune.convert.truncation import svd_errors
 from tntune.errors import RankError, SpecError
 
-SLACK = TOLERANCE[torch.float64]
+SLACK = 100 * TOLERANCE[torch.float64]  # allocation does not tell errors apart that differ by rounding
 Curves = Mapping[str, Sequence[Option]]
 
 OPTIONS = st.lists(
@@ -80,7 +80,7 @@ def test_no_option_is_below_the_hull(options: list[Option]) -> None:
     points = [(option.params, option.squared_error) for option in hull]
     assert points == sorted(set(points))
     assert all(first[1] > second[1] for first, second in itertools.pairwise(points))
-    assert min(options, key=lambda o: o.squared_error).squared_error == points[-1][1]
+    assert points[-1][1] <= min(option.squared_error for option in options) + SLACK
     for (p, e), (q, f) in itertools.pairwise(points):
         for option in options:
             if p <= option.params <= q:

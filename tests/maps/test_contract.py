@@ -13,7 +13,7 @@ from tests.support.tolerance import close
 from tntune.errors import ModeError
 from tntune.maps import Factors, WeightMap, decode_map, encode
 
-QUICK = ("lora", "tt_lora fixed", "concat", "concat mean", "joined unequal primes", "joined layers io")
+QUICK = ("lora", "tt_lora fixed", "concat mean", "joined unequal primes")
 """Maps of every kind that also compile in the quick run; the others compile under `-m slow`."""
 
 ALL = pytest.mark.parametrize("map", MAPS.values(), ids=MAPS)

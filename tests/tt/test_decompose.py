@@ -36,7 +36,7 @@ def _product(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
 
 def actual_error(x: Train, tensor: Tensor) -> float:
     wide = torch.complex128 if tensor.is_complex() else torch.float64
-    return float((dense(x).to(wide) - tensor.to(wide)).norm() / tensor.to(wide).norm())
+    return float((dense(x).to(wide) - tensor.to(wide)).norm() / (tensor.to(wide).norm() or 1.0))
 
 
 def above_rounding(error: float | Tensor) -> Tensor:

@@ -150,7 +150,8 @@ def _print(report: ConversionReport) -> None:
         ("parameters", report.params_before, report.params_after),
         ("bytes", report.bytes_before, report.bytes_after),
         ("error of ΔW", "", percent(report.relative_error)),
-        ("plain SVD at this size", "", percent(report.svd_relative_error)),
     ]
+    if report.svd_relative_error is not None:
+        totals.append(("plain SVD at this size", "", percent(report.svd_relative_error)))
     emit("")
     table("", ("total", "before", "after"), totals)

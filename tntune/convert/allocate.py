@@ -7,7 +7,12 @@ from typing import NamedTuple
 from tntune.convert.option import Option
 from tntune.errors import RankError
 
-__all__ = ["allocate", "lower_hull"]
+__all__ = ["ROUNDING", "allocate", "lower_hull"]
+
+ROUNDING = 1e-9
+"""Squared errors that differ by less than that share of their size differ by rounding."""
+
+_NOTHING = 1e-24  # squared errors below that share of the largest are rounding alone
 
 
 class _Move(NamedTuple):
@@ -36,7 +41,8 @@ def allocate(curves: Mapping[str, Sequence[Option]], budget: int) -> dict[str, O
         >>> [option.ranks for option in allocate({"a": curve, "b": curve}, 55).values()]
         [(3,), (2,)]
     """
-    hulls = {name: lower_hull(options) for name, options in curves.items()}
+    fronts = {name: _front(options) for name, options in curves.items()}
+    hulls = {name: lower_hull(options) for name, options in fronts.items()}
     chosen = {name: hull[0] for name, hull in hulls.items()}
     left = budget - sum(option.params for option in chosen.values())
     if left < 0:
@@ -50,7 +56,7 @@ def allocate(curves: Mapping[str, Sequence[Option]], budget: int) -> dict[str, O
             blocked.add(move.layer)
             continue
         chosen[move.layer], left = move.option, left - cost
-    _spend(chosen, curves, left)
+    _spend(chosen, fronts, left)
     return chosen
 
 
@@ -63,13 +69,22 @@ def lower_hull(options: Sequence[Option]) -> list[Option]:
         [10, 30]
     """
     hull: list[Option] = []
-    for option in sorted(options, key=lambda option: (option.params, option.squared_error)):
-        if hull and option.squared_error >= hull[-1].squared_error:
-            continue
+    for option in _front(options):
         while len(hull) > 1 and _slope(hull[-2], option) <= _slope(hull[-2], hull[-1]):
             hull.pop()
         hull.append(option)
     return hull
+
+
+def _front(options: Sequence[Option]) -> list[Option]:
+    """Options by size, without those that are no better, to rounding, than a smaller one."""
+    nothing = _NOTHING * max(option.squared_error for option in options)
+    front: list[Option] = []
+    for option in sorted(options, key=lambda option: (option.params, option.squared_error)):
+        least = front[-1].squared_error if front else float("inf")
+        if least > nothing and option.squared_error < (1 - ROUNDING) * least:
+            front.append(option)
+    return front
 
 
 def _slope(first: Option, second: Option) -> float:
@@ -85,12 +100,10 @@ def _moves(hulls: Mapping[str, Sequence[Option]]) -> list[_Move]:
     ]
 
 
-def _spend(chosen: dict[str, Option], curves: Mapping[str, Sequence[Option]], left: int) -> None:
+def _spend(chosen: dict[str, Option], fronts: Mapping[str, Sequence[Option]], left: int) -> None:
     """Use what is left: the layer with most to lose first, its best option that fits."""
     for name in sorted(chosen, key=lambda name: (-chosen[name].squared_error, name)):
         limit = chosen[name].params + left
-        fitting = [option for option in curves[name] if option.params <= limit]
-        best = min(fitting, key=lambda option: (option.squared_error, option.params))
-        if best.squared_error < chosen[name].squared_error:
-            left -= best.params - chosen[name].params
-            chosen[name] = best
+        best = [option for option in fronts[name] if option.params <= limit][-1]
+        left -= best.params - chosen[name].params
+        chosen[name] = best

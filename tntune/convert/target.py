@@ -4,13 +4,14 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from tntune.convert.allocate import allocate
+from tntune.convert.allocate import ROUNDING, allocate
 from tntune.convert.option import Encoder, Option
 from tntune.errors import SpecError
 
 __all__ = ["Target", "choose", "train_options"]
 
 _POINTS = 12
+_TIE = 1e-4  # squared errors that differ by less, relatively, differ by rounding
 _EXACT = 1e-6  # relative errors below count as none where ranks alone are capped
 
 
@@ -120,8 +121,7 @@ def choose(
     """
     budget = target.budget(total)
     if budget is not None:
-        candidates = [allocate(choice, budget) for choice in (curves, *_of_one_method(curves))]
-        return min(candidates, key=lambda chosen: math.fsum(o.squared_error for o in chosen.values()))
+        return _closest([allocate(choice, budget) for choice in (curves, *_of_one_method(curves))])
     tolerance = _EXACT if target.tolerance is None else target.tolerance
     return {name: _cheapest(options, (tolerance * norms[name]) ** 2) for name, options in curves.items()}
 
@@ -137,12 +137,18 @@ def _of_one_method(curves: Mapping[str, Sequence[Option]]) -> Iterator[dict[str,
             yield own
 
 
+def _closest(choices: Sequence[dict[str, Option]]) -> dict[str, Option]:
+    """The choice of least total error, and of those that differ by rounding the smallest."""
+    losses = [math.fsum(option.squared_error for option in choice.values()) for choice in choices]
+    close = [c for c, loss in zip(choices, losses, strict=True) if loss <= (1 + ROUNDING) * min(losses)]
+    return min(close, key=lambda choice: sum(option.params for option in choice.values()))
+
+
 def _cheapest(options: Sequence[Option], allowed: float) -> Option:
-    """The option of fewest parameters within the squared error, or else the most accurate."""
-    meeting = [option for option in options if option.squared_error <= allowed]
-    if meeting:
-        return min(meeting, key=lambda option: (option.params, option.squared_error))
-    return min(options, key=lambda option: (option.squared_error, option.params))
+    """The option of fewest parameters within the squared error, or else among the most accurate."""
+    least = min(option.squared_error for option in options) * (1 + _TIE)
+    meeting = (option for option in options if option.squared_error <= max(allowed, least))
+    return min(meeting, key=lambda option: (option.params, option.squared_error))
 
 
 def _smallest(encoder: Encoder, layout: str, tolerance: float) -> Option:

@@ -48,13 +48,14 @@ def scaled_gradients(cores: Sequence[Tensor], gradients: Sequence[Tensor], *, da
     """``B g`` with ``B = blockdiag (Γ_L ⊗ 1 ⊗ Γ_R + λ)⁻¹``: ``1 <= J B Jᵀ <= K`` on the tangents for λ = 0.
 
     Without damping a step of B g moves the train by the same amount in every gauge. λ is the damping times
-    the largest ``|Γ_L| |Γ_R|`` of the cores, so it does not depend on how the bonds are scaled. Latent legs
-    count with the modes: B is that of the whole train, before z is contracted.
+    ``|Γ_L| |Γ_R|`` of the core, so it does not depend on how the bonds are scaled; a core whose environment
+    is zero stays where it is. Latent legs count with the modes: B is that of the whole train, before z is
+    contracted.
 
     Args:
         cores: Cores (r, .., r') of one train; at the ends two-way matrices are read as (n, r) and (r, n).
         gradients: A gradient for each core.
-        damping: Relative to the largest block, at least 0.
+        damping: Relative to the largest eigenvalue of the block, at least 0.
 
     Returns:
         Tensors of the shapes of the gradients, in O(K n r³).
@@ -79,10 +80,10 @@ def scaled_gradients(cores: Sequence[Tensor], gradients: Sequence[Tensor], *, da
         (torch.linalg.eigh(left), torch.linalg.eigh(right))
         for left, right in zip(lefts[:-1], rights[1:], strict=True)
     ]
-    largest = max(float(left[0][-1] * right[0][-1]) for left, right in sides)
     made = []
     for core, gradient, (left, right) in zip(own, gradients, sides, strict=True):
-        blocks = left[0].clamp(min=0)[:, None, None] * right[0].clamp(min=0) + damping * largest
+        blocks = left[0].clamp(min=0)[:, None, None] * right[0].clamp(min=0)
+        blocks = blocks + damping * blocks.max()
         turned = torch.einsum("anb,ac,bd->cnd", gradient.reshape(core.shape).to(core), left[1], right[1])
         solved = torch.where(blocks > 0, turned / blocks, torch.zeros_like(turned))
         step = torch.einsum("cnd,ac,bd->anb", solved, left[1], right[1])
@@ -123,7 +124,7 @@ class ScaledGD(Optimizer):
     """
 
     def __init__(
-        self, params: Groups, *, lr: float = 0.1, damping: float = 1e-6, momentum: float = 0.0
+        self, params: Groups, *, lr: float = 0.1, damping: float = 1e-3, momentum: float = 0.0
     ) -> None:
         settings = {"lr": lr, "damping": damping, "momentum": momentum}
         _check_settings(settings)
@@ -180,7 +181,7 @@ class ScaledAdamW(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
-        damping: float = 1e-6,
+        damping: float = 1e-3,
     ) -> None:
         settings = {"lr": lr, "eps": eps, "weight_decay": weight_decay, "damping": damping}
         _check_settings({**settings, "first beta": betas[0], "second beta": betas[1]})

@@ -24,10 +24,9 @@ _EXACT = RankRule()
 def tt_svd(tensor: Tensor, rule: RankRule = _EXACT) -> Rounded:
     """Train of a dense tensor: ``norm(tensor - dense(result.value)) <= rule.tolerance * norm(tensor)``.
 
-    Leading modes are merged to a wide matrix of about 64 rows. A tree of small QRs gives its triangular
-    factor, which has the same left singular vectors and values; the single modes are split off that small
-    factor, and one product carries the rest on. The long side is thus read twice per group, at full precision
-    in float32 too.
+    Leading modes are merged to a wide matrix of about 64 rows. Its triangular factor has the same left
+    singular vectors and values; the single modes are split off that small factor, and one product carries the
+    rest on. The long side only meets matrix products, which are fast and lose no digits, in float32 neither.
 
     The error holds for limits as well: it is measured, not bounded. Tolerances below the working precision of
     the dtype (32 unit roundoffs per bond) give that precision. A zero tensor gives ranks of one and error 0.
@@ -51,7 +50,7 @@ def tt_svd(tensor: Tensor, rule: RankRule = _EXACT) -> Rounded:
         >>> tt_svd(torch.sin(i).reshape(4, 4, 4)).ranks
         (1, 2, 2, 1)
 
-    Reference: Oseledets (2011), algorithm 1; Demmel et al. (2012) for the tree of QRs.
+    Reference: Oseledets (2011), algorithm 1; :func:`tntune.tt.linalg.r_factor` for the triangular factor.
     """
     if not tensor.ndim or not tensor.numel():
         raise ModeError(

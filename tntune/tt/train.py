@@ -198,8 +198,7 @@ def unflatten(x: TTTensor, modes: ModeSizes) -> Train:
     for k, (core, shape) in enumerate(zip(own, shapes, strict=True)):
         if core.shape[1:-1].numel() != torch.Size(shape).numel():
             raise ModeError(f"core {k} has mode {core.shape[1]}, which is not the product of {shape}")
-    split = [core.reshape(len(core), *shape, -1) for core, shape in zip(own, shapes, strict=True)]
-    return tt_tensor(split) if len(shapes[0]) == 1 else tt_matrix(split)
+    return _of_modes(own, shapes)
 
 
 def to(x: Train, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Train:
@@ -258,8 +257,14 @@ def restored(cores: Sequence[Tensor], modes: ModeSizes, dtype: torch.dtype) -> T
         >>> restored(working_cores(x), modes(x), torch.float32).shape
         (2, 4, 5, 6)
     """
-    own = [core.to(dtype).resolve_conj().contiguous() for core in cores]
-    return unflatten(tt_tensor(own), modes)
+    plain = [core.to(dtype).resolve_conj().contiguous() for core in cores]
+    return _of_modes(plain, [_shape(mode) for mode in modes])
+
+
+def _of_modes(cores: Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) -> Train:
+    """The train of these cores with their merged modes split into those shapes."""
+    split = [core.reshape(len(core), *shape, -1) for core, shape in zip(cores, shapes, strict=True)]
+    return tt_tensor(split) if len(shapes[0]) == 1 else tt_matrix(split)
 
 
 def _halves(cores: list[Tensor]) -> tuple[Tensor, Tensor]:

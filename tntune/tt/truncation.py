@@ -55,13 +55,13 @@ class Sweep:
 
     def rank(self, spectrum: Tensor) -> int:
         """The rank to keep at the next bond, of the singular values of what is left of the tensor there."""
-        values = spectrum.detach().cpu().double().numpy()
+        values = spectrum.double().numpy(force=True)
         self._norm = self._norm or float(np.linalg.norm(values / (values[0] or 1.0)) * values[0])
         energies = (values[::-1] / (self._norm or 1.0)) ** 2
-        tails = np.append(np.cumsum(energies)[::-1], 0.0)  # tails[r]: squared relative error of keeping r
+        tails = energies.cumsum()[::-1]  # tails[r]: squared relative error of keeping r
         share = max((self._allowed - self._lost) / len(self._caps), self._unresolved)
         rank = max(1, min(int(np.count_nonzero(tails > share)), self._caps.pop(0)))
-        self._lost += float(tails[rank])
+        self._lost += float(tails[rank]) if rank < len(tails) else 0.0
         return rank
 
     @property
