@@ -1,4 +1,4 @@
-"""The ledger `theory/README.md`: every statement has code, a test that carries its label, a note and a table."""
+"""The ledger `theory/README.md`: every statement has code, a test with its label, a note and a table."""
 
 import importlib
 import re

@@ -16,6 +16,7 @@ from tests.support.tolerance import close
 PREFIX = "base_model.model."
 SHAPES = {"h.0.fc": (12, 20), "h.0.proj": (20, 12), "h.1.fc": (12, 20), "head": (12, 7)}  # in, out
 RANKS = {"h.0.fc": 4, "h.0.proj": 3, "h.1.fc": 4, "head": 2}
+ODD_GAINS = {"leaky_relu": 1.01}  # c of σ(x) − σ(−x) = c x where it is not 1
 SCALES = {name: 8 / rank for name, rank in RANKS.items()}
 
 
@@ -91,11 +92,11 @@ def guided_deltas(folder: Path) -> dict[str, np.ndarray]:
             if key.startswith(prefix)
         }
         down, up = _factors(site["map"], own)
-        if site["activation"] != "identity":  # an exact lift: half of it, times σ(x) - σ(-x) = x
+        if site["activation"] != "identity":  # an exact lift: half of it, times σ(x) − σ(−x) = c x
             half = down.shape[0] // 2
             assert np.array_equal(down[:half], -down[half:])
             assert np.array_equal(up[:, :half], -up[:, half:])
-            down, up = down[:half], up[:, :half]
+            down, up = down[:half], up[:, :half] * ODD_GAINS.get(site["activation"], 1.0)
         deltas[name] = site["scale"] * up @ down
     return deltas
 

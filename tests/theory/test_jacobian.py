@@ -143,3 +143,14 @@ def test_map_without_trains_is_refused() -> None:
 
     with pytest.raises(UnsupportedError, match=r"other is not made of trains; use jacobian\(\)"):
         map_jacobian(Other(), {}, {})
+
+
+@pytest.mark.parametrize("name", ["lora", "tt_lora fixed", "joined unequal primes", "concat mean"])
+def test_computes_where_the_params_lie(name: str, device: torch.device) -> None:
+    params, fixed = tensors_of(MAPS[name])
+    there = [{key: value.to(device) for key, value in tensors.items()} for tensors in (params, fixed)]
+    found = map_jacobian(MAPS[name], *there)
+    gram, C, v = found.gram(), found.factor(), torch.ones(found.num_parameters, dtype=torch.float64)
+    assert {gram.device.type, C.device.type, found.matvec(v).device.type} == {device.type}
+    assert close(gram, map_jacobian(MAPS[name], params, fixed).gram())
+    assert close(torch.from_numpy(found.operator() @ v.numpy()), gram.cpu() @ v, factor=10)

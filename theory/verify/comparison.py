@@ -205,9 +205,8 @@ def table(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--inputs", type=int, default=48, help="of the head")
+    parser.add_argument("--inputs", type=int, default=32, help="of the head")
     inputs = parser.parse_args().inputs
-    print("# Tangent kernels at the start\n")
     print("Ranks: stable, participation, entropy. The last column is free of every scale.\n")
     table("Hidden layer, 64 -> 64", HIDDEN, HIDDEN_SEEDS, hidden_report)
     table("Head, 512 -> 2", HEAD, HEAD_SEEDS, lambda method, seed: head_report(method, seed, inputs))

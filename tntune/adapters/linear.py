@@ -61,9 +61,7 @@ class AdaptedLinear(nn.Module):
         self.base = base.requires_grad_(False)
         self.generator = generator
         self.enabled = True
-        self._unmerged: list[
-            nn.Parameter
-        ] = []  # a list, so that a state dict has the same names merged or not
+        self._unmerged: list[nn.Parameter] = []  # a list: not registered, a state dict keeps its names
         self.register_forward_pre_hook(_called)
 
     @property

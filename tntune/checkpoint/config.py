@@ -6,10 +6,10 @@ from typing import Any
 
 from tntune.errors import CheckpointError
 from tntune.files import Json
+from tntune.maps.site import KEY_PREFIX
 
 __all__ = [
     "CARRIED_KEYS",
-    "PREFIX",
     "carried",
     "check_carried",
     "check_expression",
@@ -17,9 +17,6 @@ __all__ = [
     "is_active",
     "is_saved_module",
 ]
-
-PREFIX = "base_model.model."
-"""What PEFT puts before the path of every module."""
 
 CARRIED_KEYS = (
     "auto_mapping",
@@ -112,9 +109,9 @@ def is_saved_module(config: Json, key: str) -> bool:
         >>> is_saved_module({"modules_to_save": ["score"]}, "base_model.model.score.weight")
         True
     """
-    if not key.startswith(PREFIX):
+    if not key.startswith(KEY_PREFIX):
         return False
-    parts = key.removeprefix(PREFIX).split(".")[:-1]
+    parts = key.removeprefix(KEY_PREFIX).split(".")[:-1]
     modules = [".".join(parts[: end + 1]) for end in range(len(parts))]
     saved = config.get("modules_to_save") or ()
     return any(module.endswith(name) for module in modules for name in saved) or any(

@@ -4,9 +4,10 @@ import os
 from pathlib import Path
 
 from tntune.checkpoint.lora import LoraFolder, open_lora
-from tntune.checkpoint.tensorguide import PEFT_TYPE, TensorGuideFolder, open_tensorguide
+from tntune.checkpoint.tensorguide import TensorGuideFolder, open_tensorguide
 from tntune.errors import CheckpointError
 from tntune.files import CONFIG_NAME, read_json
+from tntune.maps.site import PEFT_TYPE
 
 __all__ = ["open_adapter"]
 

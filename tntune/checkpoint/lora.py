@@ -9,13 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tntune.checkpoint.config import PREFIX, is_saved_module
+from tntune.checkpoint.config import is_saved_module
 from tntune.checkpoint.embedding import embedding_name
 from tntune.checkpoint.lora_config import check_lora_config, is_target
 from tntune.checkpoint.scale import ScaleRule
 from tntune.checkpoint.tensor_file import TensorFile, open_tensors
 from tntune.errors import CheckpointError
 from tntune.files import CONFIG_NAME, Json, read_json
+from tntune.maps.site import KEY_PREFIX
 
 __all__ = ["LoraFolder", "LoraSite", "open_lora"]
 
@@ -152,7 +153,7 @@ def open_lora(folder: str | os.PathLike[str], *, carry: bool = False) -> LoraFol
     file = open_tensors(path)
     factors = _factor_keys(file)
     if not factors:
-        raise CheckpointError(f"{file.path}: has no LoRA factors ({PREFIX}<module>.lora_A.weight)")
+        raise CheckpointError(f"{file.path}: has no LoRA factors ({KEY_PREFIX}<module>.lora_A.weight)")
     sites = tuple(_site(file, name, keys, rule, config) for name, keys in factors.items())
     used = {key for keys in factors.values() for key in keys.values()}
     others = tuple(key for key in file.entries if key not in used)

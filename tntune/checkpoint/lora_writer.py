@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tntune.checkpoint.config import PREFIX, carried
+from tntune.checkpoint.config import carried
 from tntune.checkpoint.embedding import embedding_scales
 from tntune.checkpoint.tensor_file import TENSORS_NAME, check_values, write_tensors
 from tntune.errors import ModeError, SpecError
 from tntune.files import CARD_NAME, CONFIG_NAME, Json, new_folder, write_json, write_text
+from tntune.maps.site import KEY_PREFIX
 
 __all__ = ["LoraEntry", "write_lora"]
 
@@ -95,7 +96,7 @@ def write_lora(
             raise SpecError(f"{entry.name}: two entries have this name")
         widths[entry.name] = _check_entry(entry)
         for side, value in zip("AB", entry.folded(), strict=True):
-            key = f"{PREFIX}{entry.name}.lora_{side}.weight"
+            key = f"{KEY_PREFIX}{entry.name}.lora_{side}.weight"
             check_values(key, value)
             tensors[key] = value
     if not widths:

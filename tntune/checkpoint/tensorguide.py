@@ -8,17 +8,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tntune.checkpoint.config import PREFIX, carried, check_carried, is_saved_module
+from tntune.checkpoint.config import carried, check_carried, is_saved_module
 from tntune.checkpoint.embedding import EMBEDDINGS_KEY, embedding_name, embedding_scales
 from tntune.checkpoint.tensor_file import TENSORS_NAME, TensorFile, check_values, open_tensors, write_tensors
 from tntune.errors import CheckpointError, ModeError, SpecError
 from tntune.files import CARD_NAME, CONFIG_NAME, Json, new_folder, read_json, write_json, write_text
-from tntune.maps.site import GENERATOR_KEY, Site
+from tntune.maps.site import GENERATOR_KEY, Site, site_config, site_key, sites_from_config
 
-__all__ = ["FORMAT_VERSION", "PEFT_TYPE", "TensorGuideFolder", "open_tensorguide", "write_tensorguide"]
-
-PEFT_TYPE = "TENSORGUIDE"
-FORMAT_VERSION = 1
+__all__ = ["TensorGuideFolder", "open_tensorguide", "write_tensorguide"]
 
 
 @dataclass(frozen=True)
@@ -170,11 +167,8 @@ def write_tensorguide(
     embeddings = embedding_scales(config, {key: tuple(value.shape) for key, value in others.items()})
     described = {
         **carried(config),
-        "peft_type": PEFT_TYPE,
-        "format_version": FORMAT_VERSION,
+        **site_config({name: site for name, (site, _) in sites.items()}),
         "inference_mode": True,
-        "target_modules": list(sites),
-        "sites": {name: site.to_json() for name, (site, _) in sites.items()},
         EMBEDDINGS_KEY: {name: scale for name, (_, scale) in embeddings.items()},
         "metadata": metadata or {},
     }
@@ -186,31 +180,21 @@ def write_tensorguide(
 
 
 def _read_sites(config: Json, file: Path) -> dict[str, Site]:
-    """The sites of a configuration of a version that is known."""
-    if config.get("peft_type") != PEFT_TYPE:
-        raise CheckpointError(f"{file}: peft_type: must be {PEFT_TYPE!r}, not {config.get('peft_type')!r}")
-    version = config.get("format_version")
-    if not isinstance(version, int) or isinstance(version, bool) or not 1 <= version <= FORMAT_VERSION:
-        known = f"this tntune reads 1 to {FORMAT_VERSION}, not {version!r}"
-        raise CheckpointError(f"{file}: format_version: {known}")
-    described = config.get("sites")
-    if not isinstance(described, dict) or not described:
-        raise CheckpointError(f"{file}: sites: must be an object with at least one module")
-    sites = {}
-    for name, value in described.items():
-        try:
-            sites[name] = Site.from_json(value)
-        except Exception as error:  # a file may hold any JSON value where a map expects a number or a list
-            reason = str(error).partition("\n")[0]
-            raise CheckpointError(f"{file}: sites: {name}: {reason}") from error
-        if sites[name].map.sites != 1:
-            raise CheckpointError(f"{file}: sites: {name}: its map serves {sites[name].map.sites} modules")
+    """The sites of a configuration, each of one module."""
+    try:
+        sites = sites_from_config(config)
+    except Exception as error:  # a file may hold any JSON value where a map expects a number or a list
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(f"{file}: {reason}") from error
+    for name, site in sites.items():
+        if site.map.sites != 1:
+            raise CheckpointError(f"{file}: sites: {name}: its map serves {site.map.sites} modules")
     return sites
 
 
 def _keys(name: str, site: Site) -> dict[str, str]:
     """The key of each tensor of a site, by flat name."""
-    return {flat: f"{PREFIX}{name}.{GENERATOR_KEY}.{flat}" for flat in site.tensor_shapes()}
+    return {flat: site_key(name, flat) for flat in site.tensor_shapes()}
 
 
 def _shapes(name: str, site: Site) -> Iterator[tuple[str, tuple[int, ...]]]:

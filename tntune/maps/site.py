@@ -144,11 +144,11 @@ def sites_from_config(config: Mapping[str, Any]) -> dict[str, Site]:
         raise SpecError(f"format_version: this tntune reads 1 to {FORMAT_VERSION}, not {version!r:.80}")
     described = config.get("sites")
     if not isinstance(described, dict) or not described:
-        raise SpecError("sites: must be an object with one entry for each adapted module")
+        raise SpecError("sites: must be an object with at least one module")
     sites = {}
     for name, obj in described.items():
         try:
             sites[name] = Site.from_json(obj)
         except TntuneError as error:
-            raise SpecError(f"sites[{name!r}]: {error}") from error
+            raise SpecError(f"sites: {name}: {error}") from error
     return sites
