@@ -50,9 +50,9 @@ def test_scale_alone_moves_the_least_eigenvalue_but_not_the_condition(seed: int)
 
 
 @pytest.mark.statement("E29")
-def test_against_lora_with_up_zero_it_holds_at_step_0_once_there_are_more_outputs_than_its_rank() -> None:
+def test_a_lora_with_up_zero_is_singular_and_of_the_smaller_rank_at_step_0() -> None:
     map = LoRA(16, 2, 1)
     params = {"lora_down": normal(1, 16, seed=0), "lora_up": torch.zeros(2, 1, dtype=torch.float64)}
     report = layer_ntk(Site(map), params, normal(4, 16, seed=0).abs()).spectrum(rank_bound=2)
     assert (report.rank, report.lambda_min) == (2, 0.0)
-    assert of_guide("paper", 0, 1.0).rank == 8
+    assert of_guide("paper", 0, 1.0).rank > report.rank

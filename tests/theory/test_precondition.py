@@ -49,6 +49,26 @@ def test_step_of_the_train_does_not_depend_on_the_gauge(case: Case, seed: int) -
     assert close(moved(other, target, damping=0.0), moved(own, target, damping=0.0), factor=1e4)
 
 
+def path(own: list[Tensor], goal: Tensor) -> Tensor:
+    """The train after ten steps of undamped descent with momentum."""
+    leaves = [core.clone().requires_grad_() for core in own]
+    optimiser = ScaledGD([{"params": leaves}], lr=0.02, damping=0.0, momentum=0.5)
+    for _ in range(10):
+        optimiser.zero_grad()
+        ((dense(tt_tensor(leaves)) - goal).square().sum() / 2).backward()
+        optimiser.step()
+    return dense(tt_tensor(leaves)).detach()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_path_of_the_train_does_not_depend_on_the_gauge(seed: int) -> None:
+    own = plain((4, 3, 2, 4), 3, seed=seed)
+    goal = dense(tt_tensor(plain((4, 3, 2, 4), 3, seed=seed + 10)))
+    start, found = dense(tt_tensor(own)), path(own, goal)
+    assert close(path(cores(regauged(tt_tensor(own), seed)), goal), found, factor=1e3)
+    assert float((found - start).norm()) > 0.01  # it did move
+
+
 def test_scaling_bonds_changes_nothing_even_with_damping() -> None:
     own = plain((4, 3, 5), 3)
     target = torch.ones(4, 3, 5, dtype=torch.float64)

@@ -12,7 +12,7 @@ from tntune.maps.latent_train import LatentTrain
 from tntune.tt.decompose import tt_svd
 from tntune.tt.gaussian import gaussian
 from tntune.tt.rank_rule import RankRule
-from tntune.tt.train import cores, dense, tt_tensor
+from tntune.tt.train import cores, dense
 
 
 @dataclass(frozen=True)
@@ -112,11 +112,6 @@ def spread(own: list[Tensor], decay: float) -> list[Tensor]:
         core * decay ** torch.arange(core.shape[-1], dtype=core.dtype) if k < len(own) - 1 else core
         for k, core in enumerate(own)
     ]
-
-
-def train_of(own: list[Tensor]) -> object:
-    """tensorly's type of these cores."""
-    return tt_tensor(own)
 
 
 def _admitted(ranks: list[int], bonds: tuple[int, ...], modes: tuple[int, ...]) -> list[int]:

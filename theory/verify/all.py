@@ -16,9 +16,12 @@ def main() -> int:
     """Number of scripts that failed."""
     names = sorted(path.stem for path in HERE.glob("*.py") if path != Path(__file__))
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", choices=[*names, []], default=names, metavar="NAME")
+    parser.add_argument("names", nargs="*", help=f"some of {', '.join(names)}")
+    wanted = parser.parse_args().names or names
+    if not set(wanted) <= set(names):
+        parser.error(f"no such script: {', '.join(sorted(set(wanted) - set(names)))}")
     failed = 0
-    for name in parser.parse_args().names:
+    for name in wanted:
         script = [sys.executable, str(HERE / f"{name}.py")]
         run = subprocess.run(script, stdout=subprocess.PIPE, text=True, check=False)
         failed += run.returncode != 0

@@ -29,7 +29,7 @@ from tntune.maps import (
     TTLoRA,
     WeightMap,
 )
-from tntune.theory import SpectrumReport, layer_ntk
+from tntune.theory import Ntk, SpectrumReport, layer_ntk
 
 HIDDEN_SEEDS, HEAD_SEEDS = range(5), range(3)
 PUBLISHED_SPREAD = 0.01  # of the published LoRA's two factors
@@ -125,7 +125,7 @@ def head_report(method: Method, seed: int, inputs: int) -> SpectrumReport:
     x = torch.randn(inputs, 512, dtype=torch.float64, generator=generator).abs()
     map, tensors = method.tensors(seed)
     site = Site(map, method.scale, method.activation)
-    return layer_ntk(site, tensors, x).spectrum(rank_bound=rank_bound(site, tensors))
+    return spectrum(layer_ntk(site, tensors, x))
 
 
 def hidden_report(method: Method, seed: int) -> SpectrumReport:
@@ -140,16 +140,13 @@ def hidden_report(method: Method, seed: int) -> SpectrumReport:
     down, up = (part[0] for part in site.factors(tensors))
     y = x @ base.mT / 8 + method.scale * ACTIVATIONS[method.activation].function(x @ down.mT) @ up.mT
     gradients = head / 8 * (1 - torch.tanh(y) ** 2)[:, None]  # (n, C, Q)
-    kernel = layer_ntk(site, tensors, x, gradients=gradients)
-    return kernel.spectrum(rank_bound=rank_bound(site, tensors))
+    return spectrum(layer_ntk(site, tensors, x, gradients=gradients))
 
 
-def rank_bound(site: Site, tensors: dict[str, Tensor]) -> int | None:
-    """Where up is zero only up has gradients: a LoRA then has rank r Q at most."""
-    _, up = site.factors(tensors)
-    if isinstance(site.map, LoRA) and not bool(up.any()):
-        return site.map.width * site.map.out_features
-    return None
+def spectrum(kernel: Ntk) -> SpectrumReport:
+    """Its spectrum; the rank is at most the number of parameters that have a gradient at all."""
+    moving = int((kernel.factor() != 0).any(0).sum())
+    return kernel.spectrum(rank_bound=moving)
 
 
 def row(method: Method, reports: list[SpectrumReport]) -> str:

@@ -108,7 +108,7 @@ class NtkPlan:
             blocks.append(found)
             if progress is not None:
                 progress(min(start + self.block_size, self.function.samples), self.function.samples)
-        rows = {name: (Outer(torch.cat([block[name] for block in blocks])),) for name in self.function.params}
+        rows = {name: (Outer(_joined([block[name] for block in blocks])),) for name in self.function.params}
         return Ntk(gram(rows, self.output), self.output, route, rows)
 
 
@@ -208,6 +208,11 @@ def _block(function: Function, part: dict[str, Tensor], route: str) -> tuple[Gra
             reason = str(error).strip().partition("\n")[0]
             route = f"loop, since vmap failed: {reason:.120}"
     return looped_gradients(function, part), route
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """All samples of a parameter, without a copy where one block has them."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _probe(function: Function) -> tuple[int, int]:

@@ -14,6 +14,7 @@ OUTPUTS = ("full", "trace", "per_class")
 """``full``: (n C, n C), sample-major. ``trace``: (n, n), summed over outputs. ``per_class``: (C, n, n)."""
 
 _BLOCK_ENTRIES = 2**19  # entries of one block of T: its few passes then stay in the cache
+_BLOCKS = 5  # at least so many to a side, so that one triangle is not much more than half
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +129,7 @@ def _full(rows: Rows, samples: int, outputs: int) -> Tensor:
     """Every block (I, J) with J <= I, written to both triangles."""
     example = next(iter(rows.values()))[0].left
     kernel = example.new_empty(samples, outputs, samples, outputs)
-    size = max(1, int((_BLOCK_ENTRIES**0.5) // outputs))
+    size = max(1, min(int(_BLOCK_ENTRIES**0.5) // outputs, -(-samples // _BLOCKS)))
     pairs = [pair for terms in rows.values() for pair in _pairs(terms)]
     plain = [(a.left, b.left) for a, b in pairs if a.right is None and b.right is None]
     products = [pair for pair in pairs if pair[0].right is not None or pair[1].right is not None]

@@ -47,10 +47,10 @@ def core_groups(map: WeightMap, params: Tensors) -> list[dict[str, Any]]:
 def scaled_gradients(cores: Sequence[Tensor], gradients: Sequence[Tensor], *, damping: float) -> list[Tensor]:
     """``B g`` with ``B = blockdiag (Γ_L ⊗ 1 ⊗ Γ_R + λ)⁻¹``: ``1 <= J B Jᵀ <= K`` on the tangents for λ = 0.
 
-    Without damping a step of B g moves the train by the same amount in every gauge. λ is the damping times
-    ``|Γ_L| |Γ_R|`` of the core, so it does not depend on how the bonds are scaled; a core whose environment
-    is zero stays where it is. Latent legs count with the modes: B is that of the whole train, before z is
-    contracted.
+    Without damping a step of B g turns with the gauge as the cores do, so the train moves alike. λ is the
+    damping times ``|Γ_L| |Γ_R|`` of the core, so it does not depend on how the bonds are scaled; a core whose
+    environment is zero stays where it is. Latent legs count with the modes: B is that of the whole train,
+    before z is contracted.
 
     Args:
         cores: Cores (r, .., r') of one train; at the ends two-way matrices are read as (n, r) and (r, n).
@@ -101,7 +101,7 @@ class ScaledGD(Optimizer):
         params: Groups, each the cores of one train in order.
         lr: Step size; of order 1/K whatever the cores, for a loss of curvature 1 in w.
         damping: Relative damping λ of :func:`scaled_gradients`; with 0 the path is independent of the gauge.
-        momentum: Heavy ball, in [0, 1); it breaks the independence of the gauge a little.
+        momentum: Heavy ball, in [0, 1); its buffer moves with the gauge as the cores do.
 
     Raises:
         SpecError: For a setting out of range, or a train of which some cores only have a gradient.
