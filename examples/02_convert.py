@@ -1,4 +1,4 @@
-"""Convert a trained LoRA, export it back, and score every version: `make demo` (a minute or two on two cores).
+"""Convert a trained LoRA, export it back, and score every version: `make demo` (minutes on two cores).
 
 Columns: `error` is the relative error of ΔW against the LoRA as trained, over all layers; `SVD` that of plain
 SVD truncation with as many parameters; `agrees` the share of held-out texts that get the LoRA's label.

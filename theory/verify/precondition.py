@@ -91,7 +91,7 @@ def rows(name: str) -> None:
 
 def main() -> None:
     print(
-        f"|X - Y|² / |Y|² after {STEPS} steps, geometric mean of {len(SEEDS)} seeds with its 95 % interval.\n"
+        f"Error `|X - Y|² / |Y|²` after {STEPS} steps: geometric mean of {len(SEEDS)} seeds, 95 % interval.\n"
     )
     print("| target | optimiser | best rate | error | interval |\n|---|---|---|---|---|")
     for name in ("train", "ill-conditioned train", "train and noise", "ill-conditioned train and noise"):
