@@ -15,16 +15,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
+from torch.utils.data import DataLoader, TensorDataset
 
 from tntune.adapters import adapt
 from tntune.maps import Geometry, Joined, LoRA, Site, TensorGuide, WeightMap, build_map
 from tntune.theory import layer_ntk, logits, ntk
+
+try:
+    from nngeometry.backend import TorchHooksJacobianBackend
+    from nngeometry.layercollection import LayerCollection
+    from nngeometry.object import FMatDense
+except ImportError:
+    FMatDense = None
 
 SIZES = Geometry(512, 10, 64)
 INPUTS = 256
@@ -82,7 +89,7 @@ def layer_routes(case: str) -> dict[str, Route]:
         "tntune": lambda: layer_ntk(Site(map, activation="gelu"), params, x).values,
         "torch.func": lambda: jacrev_vmap(outputs, params, x),
     }
-    if case == "LoRA layer" and find_spec("nngeometry"):
+    if case == "LoRA layer" and FMatDense is not None:
         routes["nngeometry"] = lambda: by_nngeometry(params, x)
     return routes
 
@@ -114,11 +121,6 @@ def jacrev_vmap(function: Callable, params: dict[str, Tensor], x: Tensor) -> Ten
 
 
 def by_nngeometry(params: dict[str, Tensor], x: Tensor) -> Tensor:
-    from nngeometry.backend import TorchHooksJacobianBackend
-    from nngeometry.layercollection import LayerCollection
-    from nngeometry.object import FMatDense
-    from torch.utils.data import DataLoader, TensorDataset
-
     model = nn.Sequential(nn.Linear(512, 64, bias=False), nn.GELU(), nn.Linear(64, 10, bias=False))
     model[0].weight.data, model[2].weight.data = params["lora_down"], params["lora_up"]
     backend = TorchHooksJacobianBackend(layer_collection=LayerCollection.from_model(model), model=model)

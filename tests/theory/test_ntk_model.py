@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from tests.support.networks import VOCABULARY, adapted_transformer, seeded, tokens
 from tests.support.tolerance import close
@@ -223,3 +224,33 @@ def test_what_is_refused() -> None:
         last_token(seeded(nn.Linear(2, 1), 0), torch.ones(2, 2, dtype=torch.float64))
     with pytest.raises(SpecError, match="must be a tensor or have logits, not tuple"):
         logits(nn.LSTM(2, 2), torch.ones(1, 2))
+
+
+class Checkpointed(nn.Module):
+    """A layer that is recomputed in the backward pass, in eval mode too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(self.layer, x, use_reentrant=False)
+
+
+@pytest.mark.statement("N3")
+def test_recomputed_activations_change_nothing() -> None:
+    model, x = seeded(Checkpointed(), 0), torch.eye(3, dtype=torch.float64)
+    a = brute_force(model, x, logits).flatten(0, 1)
+    assert close(ntk(model, x, logits).values, a @ a.T)
+
+
+@pytest.mark.statement("N3")
+def test_tied_parameters_count_once_and_buffers_are_cast() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 3))
+    model[2].weight = model[0].weight
+    seeded(model, 0, torch.float32)
+    x = torch.eye(3) + 0.5
+    a = brute_force(copy.deepcopy(model).double(), x.double(), logits).flatten(0, 1)
+    assert close(ntk(model, x, logits, dtype=torch.float64).values, a @ a.T)
+    with torch.no_grad():
+        assert close(ntk(model, x, logits).values, a @ a.T)

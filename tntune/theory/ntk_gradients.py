@@ -135,8 +135,8 @@ def vmapped_gradients(function: Function, tensors: Mapping[str, Tensor]) -> Grad
     def of_one(sample: dict[str, Tensor]) -> Gradients:
         alone = {name: tensor[None] for name, tensor in sample.items()}
         out, pull = torch.func.vjp(lambda params: function(params, alone)[0], function.params)[:2]
-        units = torch.eye(len(out), dtype=out.dtype, device=out.device).split(_TOGETHER)
-        pulled = [torch.func.vmap(pull)(some)[0] for some in units]
+        units = torch.eye(len(out), dtype=out.dtype, device=out.device)
+        pulled = [torch.func.vmap(pull)(some)[0] for some in torch.split(units, _TOGETHER)]
         return {name: torch.cat([part[name].flatten(1) for part in pulled]) for name in function.params}
 
     found: Gradients = torch.func.vmap(of_one)(dict(tensors))

@@ -124,8 +124,8 @@ def ntk(
 ) -> Ntk:
     """Empirical tangent kernel ``T = A A.T`` with A the gradients of all outputs by the chosen parameters.
 
-    Samples go through vmap in blocks, with a backward for five outputs at a time; where an operation of the model has
-    no batching rule, they go one by one, and ``route`` says why. The model is not changed.
+    Samples go through vmap in blocks, with a backward for five outputs at a time; where an operation of the
+    model has no batching rule, they go one by one, and ``route`` says why. The model is not changed.
 
     Args:
         model: Any module in eval mode.
