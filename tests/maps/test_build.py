@@ -21,7 +21,8 @@ def test_tensorguide(layout: str | None, latent: str) -> None:
 
 
 def test_latent_legs_sit_at_inner_cores() -> None:
-    assert build_map("tensorguide", SIZES, latent="fixed").latent.modes == (1, 2, 2, 1)
+    assert build_map("tensorguide", SIZES, layout="side f1 f2 w", latent="fixed").latent.modes == (1, 2, 2, 1)
+    assert build_map("tensorguide", SIZES, latent="fixed").latent.modes == (1, 2, 1)
     assert build_map("tensorguide", SIZES, layout="io w", latent="fixed").latent.modes == (2, 2)
     assert build_map("tensorguide", SIZES, layout="(io w)", latent="fixed").latent.modes == (2,)
 

@@ -31,7 +31,7 @@ class AdapterSpec:
         width: M, the inner size of every adapter.
         rank: Upper bound of every TT-rank, by default 8; each is lowered to what its modes allow. A LoRA
             has none.
-        layout: ``"concat"`` or a pattern of :class:`tntune.maps.Joined`, by default ``"side f1 f2 w"``; for
+        layout: ``"concat"`` or a pattern of :class:`tntune.maps.Joined`, by default ``"f1 f2 (side w)"``; for
             TensorGuide only.
         latent: Mode of the latent: ``"none"``, ``"fixed"``, ``"resample"`` or ``"mean"``.
         seed: Seed of the first target's latent; each further target adds one, so that no two share z.
@@ -47,7 +47,7 @@ class AdapterSpec:
         >>> model = nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 4))
         >>> sites = AdapterSpec(width=4, rank=3).sites_for(model)
         >>> [(name, site.map.num_parameters) for name, site in sites.items()]
-        [('0', 67), ('2', 58)]
+        [('0', 63), ('2', 54)]
     """
 
     targets: str | tuple[str, ...] = ALL_LINEAR

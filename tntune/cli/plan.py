@@ -24,7 +24,9 @@ def plan(
     width: Annotated[int, typer.Option(min=1, help="Inner size of the adapter.")] = 8,
     rank: Annotated[int | None, typer.Option(min=1, help="Upper bound of every TT-rank.")] = None,
     method: Annotated[str, typer.Option(help="tensorguide, tt_lora or lora.")] = "tensorguide",
-    layout: Annotated[str | None, typer.Option(help="'concat' or a pattern such as 'side f1 f2 w'.")] = None,
+    layout: Annotated[
+        str | None, typer.Option(help="'concat' or a pattern such as 'f1 f2 (side w)'.")
+    ] = None,
     latent: Annotated[str, typer.Option(help="none, fixed, resample or mean.")] = "none",
     activation: Annotated[str, typer.Option(help="Activation of the adapter.")] = "identity",
     json: Json = False,

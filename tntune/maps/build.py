@@ -16,7 +16,8 @@ from tntune.tt.rank_rule import RankRule
 __all__ = ["CONCAT", "DEFAULT_LAYOUT", "DEFAULT_RANK", "build_map", "capped_ranks", "make_layout"]
 
 CONCAT = "concat"
-DEFAULT_LAYOUT = "side f1 f2 w"
+DEFAULT_LAYOUT = "f1 f2 (side w)"
+"""Both sides at the width: the zero start leaves a whole core with a gradient, not a side's two numbers."""
 DEFAULT_RANK = 8
 _CONCAT_ORDER = 4
 
@@ -37,7 +38,7 @@ def build_map(
         method: ``"tensorguide"``, ``"tt_lora"`` or ``"lora"``.
         geometry: ``(in_features, out_features, width)``.
         rank: Upper bound of every TT-rank, by default 8.
-        layout: ``"concat"`` or a joined pattern, by default ``"side f1 f2 w"``; TensorGuide only.
+        layout: ``"concat"`` or a joined pattern, by default ``"f1 f2 (side w)"``; TensorGuide only.
         latent: Mode of the latent; latent legs have size 2 at inner cores and 1 at the ends.
         seed: Seed of the latent, where there is one.
         start: How the map starts.
@@ -49,7 +50,7 @@ def build_map(
     Example:
         >>> guide = build_map("tensorguide", Geometry(768, 768, 8), rank=4)
         >>> guide.layout.modes, guide.ranks, guide.num_parameters
-        ((2, 32, 24, 8), (1, 2, 4, 4, 1), 676)
+        ((32, 24, 16), (1, 4, 4, 1), 576)
     """
     cap = DEFAULT_RANK if rank is None else rank
     if method == "tensorguide":
