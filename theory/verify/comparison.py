@@ -78,6 +78,12 @@ def hidden_guide(start: str) -> Callable[[int], WeightMap]:
     return lambda seed: TensorGuide(64, 64, 8, layout, (1, 2, 4, 4, 1), start=start)
 
 
+def hidden_default() -> Callable[[int], WeightMap]:
+    """The default layout, both sides at the width: its zero start leaves a whole core with a gradient."""
+    layout = Joined("f1 f2 (side w)", (8, 8, 2, 8))
+    return lambda seed: TensorGuide(64, 64, 8, layout, (1, 4, 4, 1))
+
+
 def hidden_tt_lora(start: str) -> Callable[[int], WeightMap]:
     return lambda seed: TTLoRA(
         64,
@@ -113,6 +119,7 @@ HIDDEN = (
     Method("TT-LoRA, paper", hidden_tt_lora("paper")),
     Method("TensorGuide, zero", hidden_guide("zero")),
     Method("TensorGuide, zero", hidden_guide("zero"), activation="relu"),
+    Method("TensorGuide, zero, f1 f2 (side w)", hidden_default()),
     Method("TensorGuide, paper", hidden_guide("paper")),
     Method("TensorGuide, paper", hidden_guide("paper"), activation="relu"),
     Method("TensorGuide, published", hidden_guide("published")),
