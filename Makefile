@@ -20,7 +20,7 @@ test: $(READY)  ## formatting, lint, types and tests; all four run, and one fail
 	exit $$status
 
 demo: $(READY)  ## convert a trained LoRA, export it, and score it beside the original
-	@$(BIN)/python examples/02_convert.py
+	@$(BIN)/python -W ignore::FutureWarning examples/02_convert.py
 
 slow: $(READY)  ## the tests that take minutes
 	@$(BIN)/python -m pytest -m slow

