@@ -191,7 +191,7 @@ def _check_target(target: Path, overwrite: bool) -> None:
     if not target.is_dir():
         raise OutputError(f"{target}: exists and is not a folder")
     if not overwrite:
-        raise OutputError(f"{target}: exists already; choose another path or allow overwriting")
+        raise OutputError(f"{target}: exists already; choose another path, or overwrite it (--overwrite)")
     if any(target.iterdir()) and not (target / CONFIG_NAME).is_file():
         raise OutputError(f"{target}: holds no {CONFIG_NAME}, so it is no adapter and is not replaced")
 

@@ -71,8 +71,10 @@ def test_convert(lora: Path, tmp_path: Path) -> None:
 
 
 def test_a_missed_tolerance_exits_1_with_its_report(tmp_path: Path) -> None:
-    lora = lora_folder(tmp_path / "half", dtype=torch.bfloat16)
-    ran = tntune("convert", lora, "-o", tmp_path / "out", "--tolerance", 1e-6, "--json")
+    lora = lora_folder(tmp_path / "lora")
+    ran = tntune(
+        "convert", lora, "-o", tmp_path / "out", "--tolerance", 1e-6, "--dtype", "bfloat16", "--json"
+    )
     assert (ran.code, ran.json["target_met"]) == (1, False)
     assert "the target was missed" in ran.err
     assert (tmp_path / "out" / "adapter_config.json").is_file()
@@ -111,7 +113,15 @@ def test_inspect_names_what_was_never_trained(tmp_path: Path) -> None:
 
 def test_verify(lora: Path, tmp_path: Path) -> None:
     tntune("convert", lora, "-o", tmp_path / "out", "--params", 0.5)
-    keys = {"first", "second", "relative_error", "layers", "tolerance", "within_tolerance"}
+    keys = {
+        "first",
+        "second",
+        "relative_error",
+        "layers",
+        "passthrough_differs",
+        "tolerance",
+        "within_tolerance",
+    }
     loose = tntune("verify", lora, tmp_path / "out", "--tolerance", 0.9, "--json")
     tight = tntune("verify", lora, tmp_path / "out", "--tolerance", 0.001, "--json")
     assert (loose.code, loose.json.keys(), loose.json["within_tolerance"]) == (0, keys, True)

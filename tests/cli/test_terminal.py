@@ -61,7 +61,7 @@ def test_the_note_that_plain_svd_is_closer_is_for_those_who_can_do_better(lora: 
     poor = ("convert", lora, "-o", tmp_path / "out", "--params", 0.5, "--overwrite")
     assert "plain SVD truncation of this size is closer" in tntune(*poor, "--layout", "side w f1 f2").err
     for method in ("svd", "auto"):
-        assert tntune(*poor, "--method", method).err == ""
+        assert "plain SVD" not in tntune(*poor, "--method", method).err
 
 
 def test_names_are_not_markup(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ from tests.convert.models import toy
 from tests.convert.sample import (
     Model,
     errors,
+    factors,
     guided_deltas,
     inputs,
     listing,
@@ -94,15 +95,24 @@ def test_a_nonlinear_adapter_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_may_be_exported_onto_itself(tmp_path: Path) -> None:
+def test_a_folder_is_not_exported_onto_itself(tmp_path: Path) -> None:
     guide = Path(converted(lora_folder(tmp_path / "lora")).output)
-    exact, size = guided_deltas(guide), (guide / "adapter_model.safetensors").stat().st_size
-    with pytest.raises(OutputError, match="exists already"):
-        export_lora(guide, guide)
-    report = export_lora(guide, guide, overwrite=True)
-    assert report.bytes_before == size
-    for name, delta in lora_deltas(guide).items():
-        assert close(torch.from_numpy(delta).float(), torch.from_numpy(exact[name]).float())
+    with pytest.raises(OutputError, match="is the source"):
+        export_lora(guide, guide, overwrite=True)
+
+
+def test_a_zero_reference_is_infinitely_far_from_anything(tmp_path: Path) -> None:
+    made = {name: (down, torch.zeros_like(up)) for name, (down, up) in factors().items()}
+    zero, source = lora_folder(tmp_path / "zero", made=made), lora_folder(tmp_path / "lora")
+    assert compare_adapters(zero, source).relative_error == float("inf")
+    assert compare_adapters(zero, zero).relative_error == 0
+    assert compare_adapters(source, zero).relative_error == pytest.approx(1.0)
+
+
+def test_carried_tensors_are_compared_by_name(tmp_path: Path) -> None:
+    source, bare = lora_folder(tmp_path / "lora", saved=True), lora_folder(tmp_path / "bare")
+    assert compare_adapters(source, source).passthrough_differs == ()
+    assert compare_adapters(source, bare).passthrough_differs == ("base_model.model.score.weight",)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

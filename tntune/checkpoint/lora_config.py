@@ -7,6 +7,7 @@ from typing import Any
 from tntune.checkpoint.config import CARRIED_KEYS, check_carried, check_expression, check_names, is_active
 from tntune.errors import CheckpointError
 from tntune.files import Json
+from tntune.maps.site import PEFT_TYPE
 
 __all__ = ["check_lora_config", "is_target"]
 
@@ -68,7 +69,8 @@ def check_lora_config(config: Json, file: Path, *, carry: bool) -> None:
         tntune.errors.CheckpointError: c.json: use_qalora: QA-LoRA pools the input in groups
     """
     if config.get("peft_type") != "LORA":
-        raise CheckpointError(f"{file}: peft_type: must be 'LORA', not {config.get('peft_type')!r}")
+        hint = "; tntune round and export read it" if config.get("peft_type") == PEFT_TYPE else ""
+        raise CheckpointError(f"{file}: peft_type: must be 'LORA', not {config.get('peft_type')!r}{hint}")
     for key, value in config.items():
         if key in _PLAIN_KEYS or not is_active(value):
             continue

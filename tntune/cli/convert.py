@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from tntune.checkpoint.folder import open_adapter
 from tntune.cli.console import emit, emit_json, note, percent, progress_bar, table
 from tntune.cli.options import (
     Json,
@@ -112,6 +113,8 @@ def export(
     table(
         f"{report.output}: {report.layers} layers, ranks up to {report.rank}", ("", "before", "after"), rows
     )
+    if report.params_after > report.params_before:
+        note("as plain factors the adapter has more parameters than as trains; tntune round lowers both")
     note(f"error by rounding to {', '.join(report.dtypes)}: {percent(report.relative_error)}")
 
 
@@ -121,6 +124,7 @@ def _finish(report: ConversionReport, json: bool) -> None:
         emit_json(report.to_json())
     else:
         _print(report)
+    _remark(report)
     if report.svd_wins and report.settings.get("method") == "tensorguide":
         note(
             f"plain SVD truncation of this size is closer: {percent(report.svd_relative_error)} against "
@@ -129,6 +133,17 @@ def _finish(report: ConversionReport, json: bool) -> None:
     if not report.target_met:
         note("the target was missed; the output holds the nearest result")
         raise typer.Exit(1)
+
+
+def _remark(report: ConversionReport) -> None:
+    """Say what the totals do not show."""
+    dropped = [layer.name for layer in report.layers if layer.method == "dropped"]
+    if dropped:
+        note(f"{len(dropped)} of {len(report.layers)} layers are dropped: nothing of them fits the budget")
+    carried = open_adapter(report.output, carry=True).passthrough
+    embeddings = [key for key in carried if ".lora_embedding_" in key]
+    if embeddings:
+        note(f"{len(embeddings)} tensors of embeddings are carried along; only exports to LoRA apply them")
 
 
 def _print(report: ConversionReport) -> None:

@@ -37,6 +37,8 @@ def verify(
         ]
         table(f"{first} and {second}", ("layer", "norm of ΔW", "error"), rows)
         emit(f"\ntotal error {percent(comparison.relative_error)}")
+    if comparison.passthrough_differs:
+        note(f"carried tensors differ, which no error counts: {', '.join(comparison.passthrough_differs)}")
     if not met:
         note(f"relative error {percent(comparison.relative_error)} is above {tolerance}")
         raise typer.Exit(1)

@@ -55,6 +55,8 @@ class Comparison:
         second: Folder compared with it.
         relative_error: Distance over all layers relative to the first.
         layers: One entry for each layer of either.
+        passthrough_differs: Names of carried tensors (heads, embeddings) that are not the same in both; they
+            are no part of the errors.
 
     Example:
         >>> Comparison("one", "two", 0.25, ()).to_json()["relative_error"]
@@ -65,10 +67,12 @@ class Comparison:
     second: str
     relative_error: float
     layers: tuple[LayerComparison, ...]
+    passthrough_differs: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain values with stable keys."""
-        return {**asdict(self), "layers": [asdict(layer) for layer in self.layers]}
+        plain = {**asdict(self), "passthrough_differs": list(self.passthrough_differs)}
+        return {**plain, "layers": [asdict(layer) for layer in self.layers]}
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,13 @@ class AdapterFunction:
     def norm(self) -> float:
         """Its size, measured as :class:`LayerComparison` says."""
         return delta_norm(self.factors) if self.linear else _mean_norm(self(_inputs(self)))
+
+    def distance(self, other: "AdapterFunction") -> float:
+        """How far the other is off, in the same measure; in the nonlinear one where either is nonlinear."""
+        if self.linear and other.linear:
+            return delta_distance(self.factors, other.factors)
+        x = _inputs(self)
+        return _mean_norm(self(x) - other(x))
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """``(n, in)`` to ``(n, out)``."""
@@ -123,7 +134,18 @@ def compare_adapters(first: str | os.PathLike[str], second: str | os.PathLike[st
         raise TargetError(f"{first} and {second} have no adapted layer in common")
     layers = tuple(_compare(name, load_function(left, name), load_function(right, name)) for name in names)
     total = total_error((layer.distance**2 for layer in layers), (layer.norm for layer in layers))
-    return Comparison(str(first), str(second), total, layers)
+    return Comparison(str(first), str(second), total, layers, _differing(left, right))
+
+
+def _differing(
+    left: LoraFolder | TensorGuideFolder, right: LoraFolder | TensorGuideFolder
+) -> tuple[str, ...]:
+    """Carried tensors that only one folder has, or that differ."""
+    shared = set(left.passthrough) & set(right.passthrough)
+    alone = set(left.passthrough) ^ set(right.passthrough)
+    return tuple(
+        sorted(alone | {key for key in shared if not torch.equal(left.tensor(key), right.tensor(key))})
+    )
 
 
 def layer_names(folder: LoraFolder | TensorGuideFolder) -> list[str]:
@@ -162,12 +184,9 @@ def _compare(name: str, first: AdapterFunction | None, second: AdapterFunction |
     shapes = [(f.factors.up.shape[0], f.factors.down.shape[1]) for f in (one, two)]
     if shapes[0] != shapes[1]:
         raise ModeError(f"{name}: is {shapes[0]} in the first adapter and {shapes[1]} in the second")
-    if one.linear and two.linear:
-        measure, norm = "frobenius", one.norm
-        distance = delta_distance(one.factors, two.factors)
-    else:
-        measure, x = "probe", _inputs(one)
-        norm, distance = _mean_norm(one(x)), _mean_norm(one(x) - two(x))
+    measure = "frobenius" if one.linear and two.linear else "probe"
+    norm = one.norm if one.linear == two.linear else _mean_norm(one(_inputs(one)))
+    distance = one.distance(two)
     relative = distance / norm if norm else (0.0 if not distance else float("inf"))
     return LayerComparison(name, norm, distance, relative, measure)
 

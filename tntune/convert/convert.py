@@ -10,7 +10,7 @@ from torch import Tensor
 from tntune.checkpoint.lora import LoraFolder, LoraSite, open_lora
 from tntune.checkpoint.tensor_file import TENSORS_NAME
 from tntune.checkpoint.tensorguide import write_tensorguide
-from tntune.convert.encode import DeltaEncoder
+from tntune.convert.encode import DeltaEncoder, stored
 from tntune.convert.gauge import balance
 from tntune.convert.option import Encoded, Option
 from tntune.convert.output import check_output
@@ -18,7 +18,10 @@ from tntune.convert.report import ConversionReport, LayerReport, stored_dtypes, 
 from tntune.convert.settings import ConversionSettings
 from tntune.convert.target import choose, train_options
 from tntune.convert.truncation import svd_errors
-from tntune.errors import NumericalError, RankError
+from tntune.errors import NumericalError, RankError, SpecError
+from tntune.maps.activation import activation
+from tntune.maps.lora import LoRA
+from tntune.maps.site import Site
 
 __all__ = ["Progress", "convert_lora"]
 
@@ -70,6 +73,8 @@ def convert_lora(
         >>> report.params_after, round(report.relative_error**2, 6)
         (18, 0.333333)
     """
+    if not isinstance(settings, ConversionSettings):
+        raise SpecError(f"settings must be ConversionSettings(Target(...)), not {settings!r}")
     check_output(source, output, overwrite=overwrite)
     folder = open_lora(source, carry=carry)
     report_progress = progress or _silent
@@ -104,13 +109,18 @@ def _silent(stage: str, done: int, total: int) -> None:
 
 
 def _encoder(folder: LoraFolder, site: LoraSite, settings: ConversionSettings) -> DeltaEncoder:
-    return DeltaEncoder(balance(*folder.load(site)), settings.dtype or site.dtype, settings.activation)
+    down, up, scale = folder.load(site)
+    dtype = settings.dtype or site.dtype
+    lora = LoRA(site.in_features, site.out_features, site.width, "random")
+    tensors = {"lora_down": stored(down, dtype), "lora_up": stored(up, dtype)}
+    original = Encoded(Site(lora, scale), tensors)
+    return DeltaEncoder(balance(down, up, scale), dtype, settings.activation, original=original)
 
 
 def _survey(
     folder: LoraFolder, settings: ConversionSettings, progress: Progress
 ) -> tuple[dict[str, Tensor], dict[str, list[Option]]]:
-    """Singular values and options of every layer."""
+    """Singular values and options of every layer; one whose train would be no smaller may stay as it is."""
     spectra, curves = {}, {}
     for done, site in enumerate(folder.sites, 1):
         try:
@@ -129,10 +139,11 @@ def _options(
     encoder: DeltaEncoder, site: LoraSite, settings: ConversionSettings, total: int
 ) -> Iterator[Option]:
     target = settings.target
-    budget = target.budget(total)
+    budget, cap = target.budget(total), target.max_rank or site.width
+    if activation(settings.activation).linear and target.max_rank is None:
+        yield encoder.kept()
     if settings.method != "tensorguide":
-        limit = target.max_rank or site.width
-        yield from (option for option in encoder.truncations() if option.ranks[0] <= limit)
+        yield from (option for option in encoder.truncations() if option.ranks[0] <= cap)
     if settings.method != "svd":
         for layout in settings.layouts:
             yield from train_options(encoder, layout, target, (budget or total) * site.params / total)
@@ -164,7 +175,6 @@ def _report(
         _layer(site, chosen[site.name], encoded.get(site.name), spectra[site.name]) for site in folder.sites
     )
     error = total_error((option.squared_error for option in chosen.values()), norms.values())
-    sizes = {site.name: site.in_features + site.out_features for site in folder.sites}
     return ConversionReport(
         source=str(folder.path),
         output=output,
@@ -176,11 +186,26 @@ def _report(
         bytes_after=0,
         dtypes=stored_dtypes(encoded.values()),
         relative_error=error,
-        svd_relative_error=total_error(svd_errors(spectra, sizes, after).values(), norms.values()),
+        svd_relative_error=_baseline(folder, settings, spectra, layers),
         target_met=settings.target.met(chosen, norms, folder.params),
         passthrough=len(folder.passthrough),
         layers=layers,
     )
+
+
+def _baseline(
+    folder: LoraFolder,
+    settings: ConversionSettings,
+    spectra: Mapping[str, Tensor],
+    layers: tuple[LayerReport, ...],
+) -> float:
+    """Total error of plain SVD with as many parameters: in total for a budget, else in every layer."""
+    sizes = {site.name: site.in_features + site.out_features for site in folder.sites}
+    norms = [layer.norm for layer in layers]
+    if settings.target.budget(folder.params) is not None:
+        after = sum(layer.params_after for layer in layers)
+        return total_error(svd_errors(spectra, sizes, after).values(), norms)
+    return total_error([((layer.svd_relative_error or 0.0) * layer.norm) ** 2 for layer in layers], norms)
 
 
 def _layer(site: LoraSite, option: Option, encoded: Encoded | None, values: Tensor) -> LayerReport:

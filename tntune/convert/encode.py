@@ -28,6 +28,7 @@ from tntune.tt.train import Train, cores, merged_modes
 __all__ = ["DEFAULT_LAYOUTS", "DeltaEncoder", "stored"]
 
 DEFAULT_LAYOUTS = ("io w", "side w f1 f2")
+_UNCHANGED = 1e-13  # relative distance that is rounding of the measurement
 
 
 class DeltaEncoder(Encoder):
@@ -37,6 +38,7 @@ class DeltaEncoder(Encoder):
         balanced: The layer's factors.
         dtype: Dtype to store.
         activation: σ of the adapter to make; a nonlinear σ needs :func:`tntune.convert.lift`'s condition.
+        original: The layer as it is, which :meth:`kept` offers.
 
     Example:
         >>> from tntune.convert.gauge import balance
@@ -45,10 +47,18 @@ class DeltaEncoder(Encoder):
         [(9, 1.0), (18, 0.0)]
     """
 
-    def __init__(self, balanced: Balanced, dtype: torch.dtype, activation: str = "identity") -> None:
+    def __init__(
+        self,
+        balanced: Balanced,
+        dtype: torch.dtype,
+        activation: str = "identity",
+        *,
+        original: Encoded | None = None,
+    ) -> None:
         self.balanced = balanced
         self.dtype = dtype
         self.activation = activation
+        self.original = original
         self._trains: dict[str, Train] = {}
         self._paths: dict[str, list[ShrinkStep]] = {}
 
@@ -59,6 +69,14 @@ class DeltaEncoder(Encoder):
     def dropped(self) -> Option:
         """ΔW = 0, at no cost."""
         return Option("dropped", "", (), 0, self.balanced.norm**2)
+
+    def kept(self) -> Option:
+        """The layer as it is; :class:`UnsupportedError` where none was given."""
+        if self.original is None:
+            raise UnsupportedError("this encoder was made without an original to keep")
+        option = self._measured(Option("kept", "", (self.original.site.map.width,), 0, 0.0))
+        unchanged = option.squared_error <= (_UNCHANGED * self.norm) ** 2
+        return replace(option, squared_error=0.0) if unchanged else option
 
     def truncations(self) -> Iterator[Option]:
         """The SVD truncations of every rank, as plain LoRA factors."""
@@ -75,6 +93,8 @@ class DeltaEncoder(Encoder):
         return self._paths[layout]
 
     def encode(self, option: Option) -> Encoded:
+        if option.method == "kept" and self.original is not None:
+            return self.original
         if option.method == "svd":
             return self._truncated(option.ranks[0])
         return self._guided(option)

@@ -144,14 +144,16 @@ def stored_dtypes(encoded: Iterable[Encoded]) -> tuple[str, ...]:
 
 
 def total_error(squared_errors: Iterable[float], norms: Iterable[float]) -> float:
-    """``sqrt(Σ ‖error‖² / Σ ‖ΔW‖²)``; 0 where every ΔW is zero.
+    """``sqrt(Σ ‖error‖² / Σ ‖ΔW‖²)``; where every ΔW is zero 0 without an error, else infinite.
 
     Example:
-        >>> total_error([1.0, 0.0], [3.0, 4.0])
-        0.2
+        >>> total_error([1.0, 0.0], [3.0, 4.0]), total_error([0.0], [0.0]), total_error([1.0], [0.0])
+        (0.2, 0.0, inf)
     """
-    whole = math.fsum(norm**2 for norm in norms)
-    return math.sqrt(math.fsum(squared_errors) / whole) if whole else 0.0
+    whole, lost = math.fsum(norm**2 for norm in norms), math.fsum(squared_errors)
+    if whole:
+        return math.sqrt(lost / whole)
+    return math.inf if lost else 0.0
 
 
 def _shown(error: float | None) -> str:

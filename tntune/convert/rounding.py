@@ -1,6 +1,5 @@
 """round_adapter: lower the TT-ranks of an adapter folder to a stated error of its function."""
 
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -11,8 +10,9 @@ from torch import Tensor
 
 from tntune.checkpoint.tensor_file import TENSORS_NAME
 from tntune.checkpoint.tensorguide import TensorGuideFolder, open_tensorguide, write_tensorguide
+from tntune.convert.compare import AdapterFunction
 from tntune.convert.encode import DeltaEncoder, stored
-from tntune.convert.gauge import balance, delta_distance, delta_norm
+from tntune.convert.gauge import balance
 from tntune.convert.option import Encoded, Encoder, Option, factors_of
 from tntune.convert.output import check_output
 from tntune.convert.report import ConversionReport, LayerReport, stored_dtypes, total_error
@@ -29,14 +29,14 @@ from tntune.tt.rank_rule import RankRule, ShrinkStep, shrink_path
 from tntune.tt.rounding import round_tt
 from tntune.tt.train import cores, merged_modes
 
-__all__ = ["FactorEncoder", "SiteEncoder", "round_adapter"]
+__all__ = ["SiteEncoder", "round_adapter"]
 
 
 class SiteEncoder(Encoder):
     """The trains of lower rank that stand for one TensorGuide site, in its own layout.
 
     A latent is absorbed, a frozen start subtracted: the result is a train without either. Errors are those
-    of ΔW for a linear σ, else of down and the scaled up stacked.
+    of ΔW for a linear σ, else of the outputs, as :func:`tntune.convert.compare_adapters` measures them.
 
     Args:
         encoded: The site and its tensors.
@@ -52,7 +52,7 @@ class SiteEncoder(Encoder):
         >>> site = Site(build_map("tensorguide", Geometry(12, 8, 2), rank=4, start="random"))
         >>> encoder = SiteEncoder(Encoded(site, site.map.init(torch.Generator().manual_seed(0))[0]))
         >>> encoder.kept().params, [step.params for step in encoder.path("")][-1]
-        (64, 11)
+        (80, 11)
     """
 
     def __init__(self, encoded: Encoded) -> None:
@@ -66,18 +66,13 @@ class SiteEncoder(Encoder):
         self.site, self.map = encoded.site, map
         self.dtype = encoded.tensors[next(iter(map.param_shapes))].dtype
         self.encoded = encoded
-        self.factors = _scaled(encoded)
+        self.function = _function(encoded)
         self._train = _exact_train(map, encoded.tensors, factors_of(encoded))
         self._path: list[ShrinkStep] = []
 
     @property
     def norm(self) -> float:
-        return _size(self.factors, self.linear)
-
-    @property
-    def linear(self) -> bool:
-        """Whether σ is linear."""
-        return activation(self.site.activation).linear
+        return self.function.norm
 
     @property
     def layout(self) -> str:
@@ -97,7 +92,7 @@ class SiteEncoder(Encoder):
     def at(self, layout: str, ranks: Sequence[int]) -> Option:
         option = Option("tensorguide", layout, (1, *ranks, 1), 0, 0.0)
         encoded = self.encode(option)
-        distance = _gap(self.factors, _scaled(encoded), self.linear)
+        distance = self.function.distance(_function(encoded))
         return replace(option, params=encoded.site.map.num_parameters, squared_error=distance**2)
 
     def encode(self, option: Option) -> Encoded:
@@ -107,34 +102,6 @@ class SiteEncoder(Encoder):
         map = replace(self.map, ranks=tuple(train.rank), latent=Latent(), start="random")
         tensors = (stored(core, self.dtype) for core in cores(train))
         return Encoded(replace(self.site, map=map), dict(zip(map.param_shapes, tensors, strict=True)))
-
-
-class FactorEncoder(DeltaEncoder):
-    """Plain factors that a conversion kept: as they are, or truncated by SVD.
-
-    Args:
-        encoded: The site, of a LoRA map with a linear σ, and its tensors.
-
-    Example:
-        >>> import torch
-        >>> from tntune.maps.site import Site
-        >>> tensors = {"lora_down": torch.eye(2, 5), "lora_up": torch.eye(4, 2)}
-        >>> FactorEncoder(Encoded(Site(LoRA(5, 4, 2)), tensors)).kept().params
-        18
-    """
-
-    def __init__(self, encoded: Encoded) -> None:
-        down, up = factors_of(encoded)
-        super().__init__(balance(down, up, encoded.site.scale), encoded.tensors["lora_up"].dtype)
-        self.encoded = encoded
-
-    def kept(self) -> Option:
-        """The site as it is."""
-        map = self.encoded.site.map
-        return Option("kept", "", (map.width,), map.num_parameters, 0.0)
-
-    def encode(self, option: Option) -> Encoded:
-        return self.encoded if option.method == "kept" else super().encode(option)
 
 
 def round_adapter(
@@ -194,17 +161,24 @@ def round_adapter(
     return replace(report, bytes_after=(Path(output) / TENSORS_NAME).stat().st_size)
 
 
-def _encoder(folder: TensorGuideFolder, name: str) -> FactorEncoder | SiteEncoder:
+def _encoder(folder: TensorGuideFolder, name: str) -> DeltaEncoder | SiteEncoder:
     encoded = Encoded(folder.sites[name], folder.load(name))
     plain = isinstance(encoded.site.map, LoRA) and activation(encoded.site.activation).linear
     try:
-        return FactorEncoder(encoded) if plain else SiteEncoder(encoded)
+        return _factor_encoder(encoded) if plain else SiteEncoder(encoded)
     except UnsupportedError as error:
         raise UnsupportedError(f"{name}: {error}") from error
 
 
+def _factor_encoder(encoded: Encoded) -> DeltaEncoder:
+    """Plain factors that a conversion kept: as they are, or truncated by SVD."""
+    down, up = factors_of(encoded)
+    balanced = balance(down, up, encoded.site.scale)
+    return DeltaEncoder(balanced, encoded.tensors["lora_up"].dtype, original=encoded)
+
+
 def _options(
-    encoder: FactorEncoder | SiteEncoder, target: Target, folder: TensorGuideFolder, name: str
+    encoder: DeltaEncoder | SiteEncoder, target: Target, folder: TensorGuideFolder, name: str
 ) -> Iterator[Option]:
     """The site as it is, where its ranks are below a cap, and what is smaller than that."""
     kept = encoder.kept()
@@ -232,7 +206,7 @@ def _report(
         source=str(folder.path),
         output=output,
         settings={"target": target.to_json()},
-        measure="frobenius",
+        measure=_measure(folder),
         params_before=folder.params,
         params_after=sum(option.params for option in chosen.values()),
         bytes_before=folder.num_bytes,
@@ -244,6 +218,11 @@ def _report(
         passthrough=len(folder.passthrough),
         layers=layers,
     )
+
+
+def _measure(folder: TensorGuideFolder) -> str:
+    linear = all(activation(site.activation).linear for site in folder.sites.values())
+    return "frobenius" if linear else "probe"
 
 
 def _layer(folder: TensorGuideFolder, name: str, option: Option, norm: float) -> LayerReport:
@@ -270,21 +249,7 @@ def _exact_train(map: TensorGuide, tensors: Mapping[str, Tensor], factors: Facto
     return map.train.tensor_train([tensors[name].double() for name in map.param_shapes])
 
 
-def _scaled(encoded: Encoded) -> Factors:
-    """The factors of a site, its scale multiplied into up."""
+def _function(encoded: Encoded) -> AdapterFunction:
+    """What a site computes, its scale multiplied into up."""
     down, up = factors_of(encoded)
-    return Factors(down, encoded.site.scale * up)
-
-
-def _size(factors: Factors, linear: bool) -> float:
-    """Norm of ΔW, or of both factors stacked."""
-    if linear:
-        return delta_norm(factors)
-    return math.hypot(float(factors.down.norm()), float(factors.up.norm()))
-
-
-def _gap(first: Factors, second: Factors, linear: bool) -> float:
-    """Distance of ΔW, or of both factors stacked."""
-    if linear:
-        return delta_distance(first, second)
-    return _size(Factors(first.down - second.down, first.up - second.up), linear=False)
+    return AdapterFunction(Factors(down, encoded.site.scale * up), encoded.site.activation)

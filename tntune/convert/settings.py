@@ -45,6 +45,8 @@ class ConversionSettings:
     dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.target, Target):
+            raise SpecError(f"target must be a Target, such as Target(params=0.5), not {self.target!r}")
         if self.method not in METHODS:
             raise SpecError(f"method must be one of {', '.join(METHODS)}, not {self.method!r}")
         if not self.layouts:

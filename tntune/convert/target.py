@@ -130,10 +130,10 @@ def _of_one_method(curves: Mapping[str, Sequence[Option]]) -> Iterator[dict[str,
     """The curves cut down to one method each, dropping a layer allowed, where that leaves every layer one."""
     for method in ("tensorguide", "svd"):
         own = {
-            name: [option for option in options if option.method in (method, "dropped")]
+            name: [option for option in options if option.method in (method, "kept", "dropped")]
             for name, options in curves.items()
         }
-        if all(own.values()):
+        if all(any(option.method != "kept" for option in options) for options in own.values()):
             yield own
 
 

@@ -138,7 +138,8 @@ def sites_from_config(config: Mapping[str, Any]) -> dict[str, Site]:
         True
     """
     if config.get("peft_type") != PEFT_TYPE:
-        raise SpecError(f"peft_type: must be {PEFT_TYPE!r}, not {config.get('peft_type')!r:.80}")
+        hint = "; tntune convert reads it, and PEFT" if config.get("peft_type") == "LORA" else ""
+        raise SpecError(f"peft_type: must be {PEFT_TYPE!r}, not {config.get('peft_type')!r:.80}{hint}")
     version = config.get("format_version")
     if isinstance(version, bool) or not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:
         raise SpecError(f"format_version: this tntune reads 1 to {FORMAT_VERSION}, not {version!r:.80}")

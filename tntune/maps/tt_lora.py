@@ -61,6 +61,11 @@ class TTLoRA(WeightMap):
         object.__setattr__(self, "_plans", (_plan(self.down_train), _plan(self.up_train)))
 
     @property
+    def plans(self) -> tuple[Plan, ...]:
+        """The contractions of one call of :meth:`factors`."""
+        return self._plans
+
+    @property
     def param_shapes(self) -> Shapes:
         return {**self.down_train.param_shapes("tt_down_"), **self.up_train.param_shapes("tt_up_")}
 
