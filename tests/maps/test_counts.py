@@ -67,8 +67,11 @@ def test_an_adapter_of_gpt2s_head() -> None:
 
 @pytest.mark.parametrize("rank", [1, 2, 3, 8])
 def test_joined_by_hand(rank: int) -> None:
-    """side (2) f1 (32) f2 (24) w (8), each rank lowered to what the modes allow."""
-    first, last = min(rank, 2), min(rank, 8)
+    """The default layout, f1 (32) f2 (24) side and w (2 * 8), then side (2) f1 f2 w with capped ranks."""
+    guide = build_map("tensorguide", Geometry(768, 768, 8), rank=rank)
+    assert guide.num_parameters == 32 * rank + rank * 24 * rank + rank * 16
+    first = min(rank, 2)
     middle = min(rank, first * 32)
-    wanted = 2 * first + first * 32 * middle + middle * 24 * last + last * 8
-    assert build_map("tensorguide", Geometry(768, 768, 8), rank=rank).num_parameters == wanted
+    wanted = 2 * first + first * 32 * middle + middle * 24 * rank + rank * 8
+    guide = build_map("tensorguide", Geometry(768, 768, 8), rank=rank, layout="side f1 f2 w")
+    assert guide.num_parameters == wanted
