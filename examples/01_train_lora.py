@@ -72,7 +72,7 @@ classifier over {count} labels: {labels}.
 Module names were taken out of the texts; a hash of a text's opening decides in which split it lies.
 Made by `examples/01_train_lora.py` in {epochs} epochs; `examples/docstrings.py` loads texts and model.
 
-| on {test} held-out texts | accuracy |
+| on {test} held-out texts, one standard error {deviation:.3f} | accuracy |
 |---|---|
 | linear probe, pooler features | {linear_probe_pooler:.3f} |
 | linear probe, mean over tokens | {linear_probe_mean:.3f} |
@@ -106,7 +106,13 @@ def main(*, folder: Path = ADAPTER, epochs: int = 6, seed: int = 0) -> dict[str,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
     }
     (folder / "metrics.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    count = {"test": len(task.test), "count": len(LABELS), "labels": ", ".join(LABELS)}
+    deviation = (scores["lora"] * (1 - scores["lora"]) / len(task.test)) ** 0.5
+    count = {
+        "deviation": deviation,
+        "test": len(task.test),
+        "count": len(LABELS),
+        "labels": ", ".join(LABELS),
+    }
     (folder / "README.md").write_text(
         CARD.format(base=BASE, epochs=epochs, **count, **scores, **record["versions"]), encoding="utf-8"
     )
