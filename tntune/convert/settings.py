@@ -23,8 +23,8 @@ class ConversionSettings:
 
     Attributes:
         target: How small or how accurate.
-        method: ``"tensorguide"``: trains only. ``"svd"``: plain truncation. ``"auto"``: for each layer what
-            is better.
+        method: ``"tensorguide"``: trains. ``"svd"``: plain truncation. ``"auto"``: for each layer what is
+            better. A layer stays as it is where nothing smaller serves a budget or tolerance.
         layouts: Joined patterns to choose from, layer by layer.
         activation: σ of the result; a nonlinear one by the exact lift, for trains only.
         dtype: Dtype to store; by default each layer keeps its own.
