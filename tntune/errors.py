@@ -3,12 +3,14 @@
 __all__ = [
     "CheckpointError",
     "DtypeError",
+    "MergeError",
     "ModeError",
     "NumericalError",
     "OutputError",
     "RankError",
     "SpecError",
     "TargetError",
+    "TargetTypeError",
     "TntuneError",
     "UnsupportedError",
 ]
@@ -38,6 +40,10 @@ class NumericalError(TntuneError, ArithmeticError):
     """Non-finite or all-zero values, or a decomposition that did not converge."""
 
 
+class MergeError(NumericalError, ValueError):
+    """A merged weight would not be finite; the message names the adapter, and nothing was changed."""
+
+
 class CheckpointError(TntuneError, ValueError):
     """An adapter folder cannot be read; the message names the file, the key and the reason."""
 
@@ -48,6 +54,10 @@ class OutputError(TntuneError, OSError):
 
 class TargetError(TntuneError, LookupError):
     """Target modules were not found or cannot be adapted; the message lists what was looked for."""
+
+
+class TargetTypeError(TargetError, TypeError):
+    """A target module is of a type that cannot be adapted; the message names the module and the type."""
 
 
 class UnsupportedError(TntuneError, NotImplementedError):

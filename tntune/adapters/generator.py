@@ -7,6 +7,7 @@ import tltorch
 import torch
 from torch import Tensor, nn
 
+from tntune.adapters.cache import FactorCache
 from tntune.errors import DtypeError, ModeError, SpecError
 from tntune.maps.base import Factors, Tensors, WeightMap
 from tntune.maps.latent_train import LatentTrain
@@ -22,7 +23,8 @@ class FactorGenerator(nn.Module):
     Parameters and buffers carry the flat names of the map (``tt_core_0``, ``tt_latent``). Go through the
     call, never through the parameters, in a forward: hooks of DDP and FSDP sit on the call. A latent
     keeps its dtype when the module is cast, so z is never rounded, and autocast does not reach the
-    contraction. In training a latent of mode ``"resample"`` is drawn afresh at every call from torch's
+    contraction. Where no gradient is wanted, factors are kept until a tensor changes
+    (:class:`tntune.adapters.cache.FactorCache`). In training a latent of mode ``"resample"`` is drawn afresh at every call from torch's
     generator, which checkpointing and ``torch.compile`` treat as they treat dropout.
 
     Args:
@@ -52,6 +54,13 @@ class FactorGenerator(nn.Module):
             self.register_parameter(name, nn.Parameter(params[name]))
         for name in map.fixed_shapes:
             self.register_buffer(name, fixed[name])
+        self._cache = FactorCache()
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """The first parameter: by it FSDP's wrapping policies know a module that trains."""
+        first: nn.Parameter = getattr(self, next(iter(self.map.param_shapes)))
+        return first
 
     @classmethod
     def fresh(
@@ -60,15 +69,19 @@ class FactorGenerator(nn.Module):
         """A generator with freshly drawn params."""
         return cls(map, *map.init(generator, dtype=dtype))
 
-    def forward(self) -> Factors:
-        """The factors of all sites, in the dtype and on the device of the params."""
-        if not self.training:
-            return self.stored()
-        return self._factors({name: torch.randn_like(getattr(self, name)) for name in self.map.resampled})
+    def forward(self, site: int | None = None) -> Factors:
+        """The factors of all sites, or of one, in the dtype and on the device of the params."""
+        if not (self.training and self.map.resampled):
+            return self.stored(site)
+        drawn = {name: torch.randn_like(getattr(self, name)) for name in self.map.resampled}
+        return self._factors(drawn, site)
 
-    def stored(self) -> Factors:
+    def stored(self, site: int | None = None) -> Factors:
         """The factors at the stored latent, in training too: what evaluation uses and what is merged."""
-        return self._factors({})
+        if not self.map.plans:  # nothing is computed, so there is nothing to keep
+            return self._factors({}, site)
+        tensors = [getattr(self, name) for name in self.map.tensor_shapes]
+        return self._cache.factors(tensors, site, lambda: self._factors({}, site))
 
     def tensors(self) -> dict[str, Tensor]:
         """Params and fixed, detached, by flat name: what a checkpoint stores."""
@@ -93,12 +106,14 @@ class FactorGenerator(nn.Module):
         """The map."""
         return repr(self.map)
 
-    def _factors(self, drawn: Tensors) -> Factors:
+    def _factors(self, drawn: Tensors, site: int | None) -> Factors:
         """The map's factors, with these latents in place of the stored ones, at full precision."""
         params = {name: getattr(self, name) for name in self.map.param_shapes}
         fixed = {name: getattr(self, name) for name in self.map.fixed_shapes}
         with without_autocast(next(iter(params.values())).device):
-            return self.map.factors(params, {**fixed, **drawn})
+            if site is None:
+                return self.map.factors(params, {**fixed, **drawn})
+            return self.map.site_factors(params, {**fixed, **drawn}, site)
 
     def _tensor_train(self, train: LatentTrain, prefix: str) -> nn.Module:
         if train.ranks[0] != 1 or train.ranks[-1] != 1:

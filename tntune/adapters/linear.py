@@ -93,7 +93,7 @@ class AdaptedLinear(nn.Module):
 
     def factors(self) -> Factors:
         """This layer's down ``(width, in)`` and up ``(out, width)``."""
-        return self._own(self.generator())
+        return _only(self.generator(self.site))
 
     def delta_weight(self) -> Tensor:
         """``ΔW = scale * up @ down``, ``(out_features, in_features)``.
@@ -111,7 +111,7 @@ class AdaptedLinear(nn.Module):
                 f"an adapter with activation {sigma.name!r} is not a matrix, it has no delta to merge or "
                 "export; keep it as a layer, or train with activation 'identity'"
             )
-        down, up = self._own(self.generator.stored())
+        down, up = _only(self.generator.stored(self.site))
         wide = torch.promote_types(torch.promote_types(up.dtype, self.weight.dtype), torch.float32)
         with without_autocast(up.device):
             return self.spec.scale * (up.to(wide) @ down.to(wide))
@@ -154,10 +154,6 @@ class AdaptedLinear(nn.Module):
         """Scale, activation and state."""
         state = "merged" if self.merged else "enabled" if self.enabled else "disabled"
         return f"scale={self.spec.scale}, activation={self.spec.activation}, site={self.site}, {state}"
-
-    def _own(self, factors: Factors) -> Factors:
-        """The factors of this layer's site."""
-        return Factors(factors.down[self.site], factors.up[self.site])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "AdaptedLinear":
         """Move and cast the weight that waits for :meth:`unmerge` as well, in place, as torch does."""
@@ -213,6 +209,11 @@ def check_fit(base: nn.Module, map: WeightMap) -> None:
     own, wanted = features(base), (map.in_features, map.out_features)
     if own != wanted:
         raise ModeError(f"the base maps {own[0]} features to {own[1]}, the map {wanted[0]} to {wanted[1]}")
+
+
+def _only(factors: Factors) -> Factors:
+    """The factors of the one site that was generated."""
+    return Factors(factors.down[0], factors.up[0])
 
 
 def _called(module: nn.Module, inputs: object) -> None:

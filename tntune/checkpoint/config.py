@@ -39,13 +39,13 @@ _EMBEDDING_NAMES = ("embed_tokens", "lm_head", "wte", "word_embeddings")
 
 
 def carried(config: Json) -> Json:
-    """What another adapter of the same base model takes over: the items of :data:`CARRIED_KEYS`.
+    """What another adapter of the same base model takes over: those items of :data:`CARRIED_KEYS` that are set.
 
     Example:
-        >>> carried({"r": 8, "task_type": "CAUSAL_LM"})
+        >>> carried({"r": 8, "task_type": "CAUSAL_LM", "bias": "none"})
         {'task_type': 'CAUSAL_LM'}
     """
-    return {key: config[key] for key in CARRIED_KEYS if key in config}
+    return {key: config[key] for key in CARRIED_KEYS if is_active(config.get(key)) and config[key] != "none"}
 
 
 def check_carried(config: Json, file: Path, *, carry: bool) -> None:

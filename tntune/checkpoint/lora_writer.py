@@ -15,7 +15,7 @@ from tntune.errors import ModeError, SpecError
 from tntune.files import CARD_NAME, CONFIG_NAME, Json, new_folder, write_json, write_text
 from tntune.maps.site import KEY_PREFIX
 
-__all__ = ["LoraEntry", "write_lora"]
+__all__ = ["LoraEntry", "lora_contents", "write_lora"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,6 +88,25 @@ def write_lora(
         >>> lora.config["task_type"], lora.sites[0].scale
         ('CAUSAL_LM', 1.0)
     """
+    config, tensors = lora_contents(entries, base_config=base_config, passthrough=passthrough)
+    with new_folder(path, overwrite=overwrite) as folder:
+        write_json(folder / CONFIG_NAME, config)
+        write_tensors(folder / TENSORS_NAME, tensors)
+        if card is not None:
+            write_text(folder / CARD_NAME, card)
+
+
+def lora_contents(
+    entries: Iterable[LoraEntry], *, base_config: Json, passthrough: Mapping[str, Tensor] | None = None
+) -> tuple[Json, dict[str, Tensor]]:
+    """``(configuration, tensors by key)`` of the folder that :func:`write_lora` writes; raises as it does.
+
+    Example:
+        >>> entry = LoraEntry("h.0.fc", torch.ones(2, 5), torch.ones(3, 2))
+        >>> config, tensors = lora_contents([entry], base_config={})
+        >>> config["r"], config["lora_alpha"], len(tensors)
+        (2, 2, 2)
+    """
     others = dict(passthrough or {})
     widths: dict[str, int] = {}
     tensors: dict[str, Tensor] = {}
@@ -104,12 +123,7 @@ def write_lora(
     clash = sorted(tensors.keys() & others.keys())
     if clash:
         raise SpecError(f"{clash[0]}: is a factor and cannot be passed through")
-    config = _config(widths, others, base_config)
-    with new_folder(path, overwrite=overwrite) as folder:
-        write_json(folder / CONFIG_NAME, config)
-        write_tensors(folder / TENSORS_NAME, {**tensors, **others})
-        if card is not None:
-            write_text(folder / CARD_NAME, card)
+    return _config(widths, others, base_config), {**tensors, **others}
 
 
 def _check_entry(entry: LoraEntry) -> int:

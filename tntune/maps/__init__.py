@@ -5,6 +5,7 @@ from tntune.maps.advice import Advice, advice
 from tntune.maps.base import Factors, WeightMap
 from tntune.maps.build import build_map
 from tntune.maps.codec import MAPS, decode_map, encode
+from tntune.maps.group import Group
 from tntune.maps.latent import LATENT_ALGORITHM, Latent, gaussian_latent
 from tntune.maps.latent_train import LatentTrain
 from tntune.maps.layout import Concat, Geometry, Joined, Layout
@@ -23,6 +24,7 @@ __all__ = [
     "Concat",
     "Factors",
     "Geometry",
+    "Group",
     "Joined",
     "Latent",
     "LatentTrain",

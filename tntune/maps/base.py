@@ -8,6 +8,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from tntune.contract.plan import Plan
 from tntune.errors import ModeError, SpecError
 
 __all__ = ["Factors", "Shape", "Shapes", "Tensors", "WeightMap", "positive", "positives"]
@@ -83,6 +84,11 @@ class WeightMap(ABC):
         """Those latents that are drawn afresh in training."""
         return ()
 
+    @property
+    def plans(self) -> tuple[Plan, ...]:
+        """The contractions of one call of :meth:`factors`; none where the params are the factors."""
+        return ()
+
     @abstractmethod
     def init(
         self, generator: torch.Generator | None = None, *, dtype: torch.dtype = torch.float32
@@ -92,6 +98,11 @@ class WeightMap(ABC):
     @abstractmethod
     def factors(self, params: Tensors, fixed: Tensors) -> Factors:
         """The factors of all sites: down ``(sites, factor_width, in)``, up ``(sites, out, factor_width)``."""
+
+    def site_factors(self, params: Tensors, fixed: Tensors, site: int) -> Factors:
+        """Down and up of one site, with a leading axis of size 1: ``factors(...)`` at ``site``."""
+        down, up = self.factors(params, fixed)
+        return Factors(down[site : site + 1], up[site : site + 1])
 
     @abstractmethod
     def from_factors(self, down: Tensor, up: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -13,7 +13,10 @@ from tntune.maps.tensorguide import TensorGuide
 from tntune.maps.tt_lora import TTLoRA
 from tntune.tt.rank_rule import RankRule
 
-__all__ = ["CONCAT", "DEFAULT_LAYOUT", "DEFAULT_RANK", "build_map", "capped_ranks", "make_layout"]
+__all__ = ["CONCAT", "DEFAULT_LAYOUT", "DEFAULT_RANK", "METHODS", "build_map", "capped_ranks", "make_latent", "make_layout"]
+
+METHODS = ("tensorguide", "tt_lora", "lora")
+"""What :func:`build_map` can make."""
 
 CONCAT = "concat"
 DEFAULT_LAYOUT = "f1 f2 (side w)"
@@ -35,7 +38,7 @@ def build_map(
     """A map of this method and these sizes; whatever is not given is chosen, and :func:`repr` shows it.
 
     Args:
-        method: ``"tensorguide"``, ``"tt_lora"`` or ``"lora"``.
+        method: One of :data:`METHODS`.
         geometry: ``(in_features, out_features, width)``.
         rank: Upper bound of every TT-rank, by default 8.
         layout: ``"concat"`` or a joined pattern, by default ``"f1 f2 (side w)"``; TensorGuide only.
@@ -56,7 +59,7 @@ def build_map(
     if method == "tensorguide":
         chosen = make_layout(DEFAULT_LAYOUT if layout is None else layout, geometry)
         ranks = capped_ranks(chosen.modes, cap)
-        return TensorGuide(*geometry, chosen, ranks, _latent(latent, len(chosen.modes), seed), start)
+        return TensorGuide(*geometry, chosen, ranks, make_latent(latent, len(chosen.modes), seed), start)
     if layout is not None:
         raise SpecError(f"method {method!r} has no layout, but {layout!r} was given")
     if method == "tt_lora":
@@ -70,7 +73,7 @@ def build_map(
                 f"method 'lora' has neither TT-rank nor latent, but rank={rank}, latent={latent!r}"
             )
         return LoRA(*geometry, start)
-    raise SpecError(f"method must be one of tensorguide, tt_lora, lora, not {method!r}")
+    raise SpecError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
 
 
 def make_layout(pattern: str, geometry: Geometry) -> Layout:
@@ -97,10 +100,16 @@ def capped_ranks(modes: Sequence[int], rank: int) -> Shape:
 
 
 def _train(modes: Shape, rank: int, latent: str, seed: int) -> LatentTrain:
-    return LatentTrain(modes, capped_ranks(modes, rank), _latent(latent, len(modes), seed))
+    return LatentTrain(modes, capped_ranks(modes, rank), make_latent(latent, len(modes), seed))
 
 
-def _latent(mode: str, order: int, seed: int) -> Latent:
+def make_latent(mode: str, order: int, seed: int) -> Latent:
+    """A latent for a train of this order: legs of size 2 at inner cores and 1 at the ends.
+
+    Example:
+        >>> make_latent("fixed", 4, 0).modes
+        (1, 2, 2, 1)
+    """
     if mode == "none":
         return Latent()
     sizes = (1, *[2] * (order - 2), 1) if order > 2 else (2,) * order

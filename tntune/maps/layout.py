@@ -74,8 +74,8 @@ class Layout(ABC):
         """Raise :class:`ModeError` or :class:`SpecError` where the modes cannot hold both factors."""
 
     @abstractmethod
-    def selections(self, geometry: Geometry) -> tuple[Selection, ...]:
-        """The contractions that make the factors, without the padding that slicing can avoid."""
+    def selections(self, geometry: Geometry, site: int | None = None) -> tuple[Selection, ...]:
+        """The contractions that make the factors of all sites, or of one, without avoidable padding."""
 
     @abstractmethod
     def read(self, parts: tuple[Tensor, ...], geometry: Geometry) -> Factors:
@@ -126,7 +126,7 @@ class Concat(Layout):
                 f"{geometry.out_features}) = {needed}"
             )
 
-    def selections(self, geometry: Geometry) -> tuple[Selection, ...]:
+    def selections(self, geometry: Geometry, site: int | None = None) -> tuple[Selection, ...]:
         names = tuple(f"m{k}" for k in range(len(self.modes)))
         legs = tuple(((name, m, 0, m),) for name, m in zip(names, self.modes, strict=True))
         return (Selection(legs, names, (math.prod(self.modes),)),)
@@ -236,13 +236,13 @@ class Joined(Layout):
                 f"{self.span(self.family)} features, but exactly {width} and at least {needed} are needed"
             )
 
-    def selections(self, geometry: Geometry) -> tuple[Selection, ...]:
+    def selections(self, geometry: Geometry, site: int | None = None) -> tuple[Selection, ...]:
         d, q, _ = geometry
         if self.family == "io":
-            return (self._selection(d + q),)
+            return (self._selection(d + q, site=site),)
         if d == q:
-            return (self._selection(d, (0, 2)),)
-        return (self._selection(d, (0, 1)), self._selection(q, (1, 1)))
+            return (self._selection(d, (0, 2), site),)
+        return (self._selection(d, (0, 1), site), self._selection(q, (1, 1), site))
 
     def read(self, parts: tuple[Tensor, ...], geometry: Geometry) -> Factors:
         d, q, _ = geometry
@@ -279,16 +279,20 @@ class Joined(Layout):
         head = [name for name in ("side", "layer", "proj") if name in self.legs]
         return head + digits(self.legs, "w") + digits(self.legs, self.family)
 
-    def _selection(self, needed: int, sides: tuple[int, ...] = ()) -> Selection:
-        """What to generate: these sides, and of the leading digit only the entries that ``needed`` needs."""
+    def _selection(self, needed: int, sides: tuple[int, ...] = (), site: int | None = None) -> Selection:
+        """What to generate: these sides and site, of the leading digit only what ``needed`` needs."""
         leading = digits(self.legs, self.family)[0]
         inner = self.span(self.family) // self.legs[leading]
         parts = {name: (0, size) for name, size in self.legs.items()}
         parts[leading] = (0, -(-needed // inner))
         if sides:
             parts["side"] = (sides[0], sides[1])
+        if site is not None:
+            index = divmod(site, self.legs.get("proj", 1))
+            parts.update({leg: (i, 1) for leg, i in zip(("layer", "proj"), index, strict=True) if leg in parts})
         legs = tuple(tuple((name, self.legs[name], *parts[name]) for name in group) for group in self.groups)
-        shape = (*sides[1:], self.sites, self.span("w"), parts[leading][1] * inner)
+        sites = self.sites if site is None else 1
+        shape = (*sides[1:], sites, self.span("w"), parts[leading][1] * inner)
         return Selection(legs, tuple(self._order), shape)
 
 

@@ -16,6 +16,7 @@ __all__ = [
     "KEY_PREFIX",
     "PEFT_TYPE",
     "Site",
+    "check_version",
     "finite",
     "site_config",
     "site_key",
@@ -140,9 +141,7 @@ def sites_from_config(config: Mapping[str, Any]) -> dict[str, Site]:
     if config.get("peft_type") != PEFT_TYPE:
         hint = "; tntune convert reads it, and PEFT" if config.get("peft_type") == "LORA" else ""
         raise SpecError(f"peft_type: must be {PEFT_TYPE!r}, not {config.get('peft_type')!r:.80}{hint}")
-    version = config.get("format_version")
-    if isinstance(version, bool) or not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:
-        raise SpecError(f"format_version: this tntune reads 1 to {FORMAT_VERSION}, not {version!r:.80}")
+    check_version(config.get("format_version"))
     described = config.get("sites")
     if not isinstance(described, dict) or not described:
         raise SpecError("sites: must be an object with at least one module")
@@ -153,3 +152,13 @@ def sites_from_config(config: Mapping[str, Any]) -> dict[str, Site]:
         except TntuneError as error:
             raise SpecError(f"sites: {name}: {error}") from error
     return sites
+
+
+def check_version(version: object) -> None:
+    """Raise :class:`SpecError` unless this is a version of the folder format that we read.
+
+    Example:
+        >>> check_version(FORMAT_VERSION)
+    """
+    if isinstance(version, bool) or not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:
+        raise SpecError(f"format_version: this tntune reads 1 to {FORMAT_VERSION}, not {version!r:.80}")

@@ -17,6 +17,8 @@ from tntune.tt.rank_rule import RankRule
 
 __all__ = ["TensorGuide"]
 
+Contractions = tuple[tuple[Selection, Plan], ...]
+
 
 @dataclass(frozen=True)
 class TensorGuide(WeightMap):
@@ -60,7 +62,8 @@ class TensorGuide(WeightMap):
     start: str = "zero"
     train: LatentTrain = field(init=False, repr=False, compare=False)
     subtracts_start: bool = field(init=False, repr=False, compare=False)
-    _plans: tuple[tuple[Selection, Plan], ...] = field(init=False, repr=False, compare=False)
+    _plans: Contractions = field(init=False, repr=False, compare=False)
+    _site_plans: tuple[Contractions, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name in ("in_features", "out_features", "width"):
@@ -74,8 +77,9 @@ class TensorGuide(WeightMap):
         object.__setattr__(self, "ranks", train.ranks)
         subtracts = self.start == "zero" and self.layout.up_entries(self.geometry) is None
         object.__setattr__(self, "subtracts_start", subtracts)
-        plans = tuple((s, self._plan(s)) for s in self.layout.selections(self.geometry))
-        object.__setattr__(self, "_plans", plans)
+        object.__setattr__(self, "_plans", self._contractions(None))
+        sites = range(self.sites) if self.sites > 1 else ()
+        object.__setattr__(self, "_site_plans", tuple(self._contractions(site) for site in sites))
 
     @classmethod
     def concat(
@@ -107,7 +111,6 @@ class TensorGuide(WeightMap):
 
     @property
     def plans(self) -> tuple[Plan, ...]:
-        """The contractions of one call of :meth:`factors`."""
         return tuple(plan for _, plan in self._plans)
 
     @property
@@ -136,13 +139,11 @@ class TensorGuide(WeightMap):
         return self._named(cores, frozen=cores)
 
     def factors(self, params: Tensors, fixed: Tensors) -> Factors:
-        cores = [params[name] for name in self.train.names("tt_")]
-        down, up = self._factors(cores, fixed)
-        if self.subtracts_start:
-            names = self.train.names("tt_start_")
-            start = [fixed[name].to(core) for name, core in zip(names, cores, strict=True)]
-            up = up - self._factors(start, fixed).up
-        return Factors(down, up)
+        return self._read(self._plans, params, fixed)
+
+    def site_factors(self, params: Tensors, fixed: Tensors, site: int) -> Factors:
+        """One site's factors; the others are not generated."""
+        return self._read(self._site_plans[site] if self._site_plans else self._plans, params, fixed)
 
     def from_factors(self, down: Tensor, up: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """``(params, fixed)`` by TT-SVD of ``(down, up)`` at our ranks; exact where the ranks suffice.
@@ -172,16 +173,30 @@ class TensorGuide(WeightMap):
             k, entries = found
             cores[k].index_fill_(-2, entries, 0)
 
+    def _contractions(self, site: int | None) -> Contractions:
+        """What to generate for all sites, or for one, and how."""
+        return tuple((s, self._plan(s)) for s in self.layout.selections(self.geometry, site))
+
     def _plan(self, selection: Selection) -> Plan:
         legs = [[(name, length) for name, _, _, length in mode] for mode in selection.legs]
         return self.train.contraction(legs, selection.output)
 
-    def _factors(self, named: list[Tensor], fixed: Tensors) -> Factors:
+    def _read(self, plans: Contractions, params: Tensors, fixed: Tensors) -> Factors:
+        """The factors that these contractions make, less the frozen start."""
+        cores = [params[name] for name in self.train.names("tt_")]
+        down, up = self._factors(plans, cores, fixed)
+        if self.subtracts_start:
+            names = self.train.names("tt_start_")
+            start = [fixed[name].to(core) for name, core in zip(names, cores, strict=True)]
+            up = up - self._factors(plans, start, fixed).up
+        return Factors(down, up)
+
+    def _factors(self, plans: Contractions, named: list[Tensor], fixed: Tensors) -> Factors:
         cores, own = gather(named)
         lead = (self.latent.size,) if self.latent.mode == "mean" else ()
         parts = tuple(
             self.train.generate(run, _sliced(cores, selection), fixed, "tt_").reshape(lead + selection.shape)
-            for selection, run in self._plans
+            for selection, run in plans
         )
         down, up = self.layout.read(parts, self.geometry)
         if lead:  # (n, sites, M, D) and (n, sites, Q, M) side by side: (sites, n M, D) and (sites, Q, n M)

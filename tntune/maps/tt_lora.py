@@ -62,7 +62,6 @@ class TTLoRA(WeightMap):
 
     @property
     def plans(self) -> tuple[Plan, ...]:
-        """The contractions of one call of :meth:`factors`."""
         return self._plans
 
     @property

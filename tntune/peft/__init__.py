@@ -1,0 +1,24 @@
+"""TensorGuide as methods of Hugging Face PEFT: importing this registers them.
+
+Then ``get_peft_model(model, TensorGuideConfig(...))``, ``PeftModel.from_pretrained`` and all else that PEFT's
+users know work as for its own methods.
+"""
+
+from tntune.peft.config import SharedTensorGuideConfig, TensorGuideConfig
+from tntune.peft.layer import Linear, TensorGuideLayer
+from tntune.peft.model import SharedTensorGuideModel, TensorGuideModel
+from tntune.peft.registration import TensorGuidePeftType, register
+
+__all__ = [
+    "Linear",
+    "SharedTensorGuideConfig",
+    "SharedTensorGuideModel",
+    "TensorGuideConfig",
+    "TensorGuideLayer",
+    "TensorGuideModel",
+    "TensorGuidePeftType",
+    "register",
+]
+
+register(TensorGuidePeftType.TENSORGUIDE, TensorGuideConfig, TensorGuideModel)
+register(TensorGuidePeftType.TENSORGUIDE_SHARED, SharedTensorGuideConfig, SharedTensorGuideModel)

@@ -1,0 +1,251 @@
+"""The tuners: what ``get_peft_model`` and ``PeftModel.from_pretrained`` make of a configuration."""
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any
+
+from accelerate import init_empty_weights
+from peft import LoraConfig, get_peft_model_state_dict
+from peft.tuners.tuners_utils import (
+    BaseTuner,
+    BaseTunerLayer,
+    _ExcludedModule,
+    _maybe_include_all_linear_layers,
+)
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, get_quantization_kwargs
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from tntune.adapters.generator import FactorGenerator
+from tntune.checkpoint.lora_writer import LoraEntry, lora_contents, write_lora
+from tntune.errors import TargetError
+from tntune.maps.group import SHARED_KEY
+from tntune.maps.site import GENERATOR_KEY
+from tntune.peft.config import SharedTensorGuideConfig, TensorGuideConfig
+from tntune.peft.layer import Linear, TensorGuideLayer, linear_sizes
+from tntune.peft.plan import Sizes, plan_groups, plan_site
+from tntune.peft.start import start_of_group, start_tensors
+
+__all__ = ["SharedTensorGuideModel", "TensorGuideModel"]
+
+
+class TensorGuideModel(BaseTuner):
+    """A model in which every target has a map of its own beside it.
+
+    Made by ``get_peft_model(model, TensorGuideConfig(...))``; PEFT's documentation of ``LoraModel`` holds
+    for it: several adapters, merging, disabling, deleting, ``inject_adapter_in_model``, quantised bases.
+    """
+
+    prefix = "tensorguide_"
+    tuner_layer_cls = TensorGuideLayer
+    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    uses_shared_state = False
+
+    def _prepare_model(self, peft_config: TensorGuideConfig, model: nn.Module) -> None:
+        """Expand ``all-linear`` to what can be adapted, and forget sites of an earlier model."""
+        peft_config.describe({})
+        if peft_config.target_modules != "all-linear":
+            return
+        _maybe_include_all_linear_layers(peft_config, model)
+        dead = sorted(name for name in peft_config.target_modules if _is_bypassed(model, name))
+        if dead:
+            warnings.warn(f"nn.MultiheadAttention never calls its out_proj; not adapted: {dead}", stacklevel=2)
+            peft_config.target_modules = set(peft_config.target_modules) - set(dead)
+
+    def _create_and_replace(
+        self,
+        peft_config: TensorGuideConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        _check_target(peft_config, current_key, target, parent)
+        layer = target
+        if not isinstance(target, TensorGuideLayer):
+            layer = Linear(target, adapter_name, shared=self._shared(), **get_quantization_kwargs(self))
+        self._adapt(layer, peft_config, adapter_name, current_key)
+        if layer is not target:
+            if adapter_name not in self.active_adapters:
+                layer.requires_grad_(False)
+            self._replace_module(parent, target_name, layer, target)
+
+    def _adapt(self, layer: TensorGuideLayer, config: TensorGuideConfig, adapter: str, module: str) -> None:
+        """Add the adapter to one layer, and its site to the configuration."""
+        site = plan_site(config, module, linear_sizes(layer))
+        config.describe({**(config.sites or {}), module: site.to_json()})
+        generator = FactorGenerator(site.map, *start_tensors(config, module, site))
+        layer.update_layer(adapter, generator, scale=site.scale, activation=site.activation, config=config)
+
+    def _shared(self) -> nn.ModuleDict | None:
+        """The generators that layers share; none here."""
+        return None
+
+    def _layers(self, adapter: str) -> Iterator[tuple[str, TensorGuideLayer]]:
+        """``(module path, layer)`` of every layer that has this adapter."""
+        for name, module in self.model.named_modules():
+            if isinstance(module, TensorGuideLayer) and adapter in module.tensorguide_site:
+                yield name, module
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        """Cores in float32 on a half-precision base, or in its dtype where that was asked for."""
+        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
+        for _, layer in self._layers(adapter_name):
+            layer.cast_adapter(adapter_name, autocast_adapter_dtype)
+
+    def _check_merge_allowed(self) -> None:
+        """Refuse before the first layer is changed."""
+        super()._check_merge_allowed()
+        for module in self.model.modules():
+            if isinstance(module, TensorGuideLayer):
+                module.check_mergeable([name for name in self.active_adapters if name in module.tensorguide_site])
+
+    def to_lora(self, adapter_name: str = "default") -> tuple[LoraConfig, dict[str, Tensor]]:
+        """``(configuration, tensors)`` of the LoRA with the same ΔW: no SVD, and nothing of ΔW's size is formed.
+
+        Modules saved whole are carried along. Keys are those of a checkpoint.
+
+        Raises:
+            TargetError: Where no layer has this adapter.
+            UnsupportedError: Where its activation is not linear.
+        """
+        config, tensors = lora_contents(**self._lora(adapter_name))
+        return LoraConfig(**config), tensors
+
+    def save_as_lora(self, path: str | os.PathLike[str], adapter_name: str = "default") -> None:
+        """Write the LoRA of :meth:`to_lora` as a folder that stock PEFT loads, with tntune uninstalled.
+
+        Raises:
+            TargetError, UnsupportedError: As :meth:`to_lora` does.
+            OutputError: Where the folder exists already or cannot be written.
+        """
+        write_lora(path, **self._lora(adapter_name))
+
+    def _lora(self, adapter: str) -> dict[str, Any]:
+        """Entries, configuration and other tensors of the LoRA with the same ΔW."""
+        layers = dict(self._layers(adapter))
+        if not layers:
+            raise TargetError(f"no layer has an adapter {adapter!r}; there are {sorted(self.peft_config)}")
+        for layer in layers.values():
+            layer.check_linear(adapter)
+        config = self.peft_config[adapter].to_dict()
+        config["fan_in_fan_out"] = any(isinstance(each.get_base_layer(), Conv1D) for each in layers.values())
+        saved = get_peft_model_state_dict(self, adapter_name=adapter)
+        return {
+            "entries": [_entry(name, layer, adapter) for name, layer in layers.items()],
+            "base_config": {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()},
+            "passthrough": {key: value for key, value in saved.items() if not _is_generated(key)},
+        }
+
+
+class SharedTensorGuideModel(TensorGuideModel):
+    """A model in which one train serves all targets of a shape, with layer and projection as TT modes.
+
+    The trains belong to the tuner (``tensorguide_shared``), so that they are stored, trained and counted
+    once; each layer generates its own slice. Made by ``get_peft_model(model, SharedTensorGuideConfig(...))``.
+
+    With several processes, reentrant activation checkpointing would give wrong gradients (a core is marked
+    as ready at the first layer's backward); it is found at the first step and refused. Ask for
+    ``gradient_checkpointing_kwargs={"use_reentrant": False}``.
+    """
+
+    prefix = SHARED_KEY
+    uses_shared_state = True
+
+    def _pre_injection_hook(self, model: nn.Module, config: SharedTensorGuideConfig, adapter_name: str) -> None:
+        self.tensorguide_shared = nn.ModuleDict()
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """As PEFT does; the trainability of the other adapters' trains stays as it is."""
+        before = [(p, p.requires_grad) for p in self.tensorguide_shared.parameters()]
+        self._adapter_to_inject = adapter_name
+        self._empty = kwargs.get("low_cpu_mem_usage", False)
+        try:
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
+        except Exception:
+            self.tensorguide_shared.pop(adapter_name, None)
+            raise
+        for parameter, trains in before:
+            parameter.requires_grad_(trains)
+
+    def _prepare_model(self, peft_config: SharedTensorGuideConfig, model: nn.Module) -> None:
+        """Make the trains of all targets before any layer is made."""
+        super()._prepare_model(peft_config, model)
+        groups = plan_groups(peft_config, _targets(self, peft_config, model))
+        peft_config.describe({name: group.to_json() for name, group in groups.items()})
+        with init_empty_weights() if self._empty else nullcontext():
+            trains = {
+                name: FactorGenerator(group.map, *start_of_group(peft_config, group))
+                for name, group in groups.items()
+            }
+            self.tensorguide_shared[self._adapter_to_inject] = nn.ModuleDict(trains)
+        self._places = {
+            module: (name, i, group) for name, group in groups.items() for i, module in enumerate(group.modules)
+        }
+
+    def _adapt(self, layer: TensorGuideLayer, config: TensorGuideConfig, adapter: str, module: str) -> None:
+        name, index, group = self._places[module]
+        layer.update_layer(
+            adapter,
+            None,
+            scale=group.scales[index],
+            activation=group.activation,
+            site=(name, index),
+            config=config,
+        )
+
+    def _shared(self) -> nn.ModuleDict | None:
+        return self.tensorguide_shared
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        own = f"{SHARED_KEY}.{adapter_name}."
+        if own in key:
+            return key.replace(own, f"{SHARED_KEY}.", 1)
+        return str(super()._remove_adapter_name_from_key(key, adapter_name))
+
+
+def _targets(tuner: BaseTuner, config: TensorGuideConfig, model: nn.Module) -> dict[str, Sizes]:
+    """Sizes of all modules that PEFT is going to adapt, by path, in its order."""
+    wrapped = tuple(f"{name}." for name, m in model.named_modules() if isinstance(m, BaseTunerLayer))
+    found = {}
+    for name, module in model.named_modules():
+        if not name or name.startswith(wrapped):
+            continue
+        chosen = tuner._check_target_module_exists(config, name)
+        if chosen and not isinstance(chosen, _ExcludedModule):
+            found[name] = linear_sizes(module, name)
+    return found
+
+
+def _check_target(config: TensorGuideConfig, name: str, target: nn.Module, parent: nn.Module) -> None:
+    """Raise where the target cannot be adapted; warn where ``fan_in_fan_out`` is not what it is."""
+    linear_sizes(target, name)
+    if isinstance(parent, nn.MultiheadAttention):
+        raise TargetError(f"{name}: nn.MultiheadAttention never calls its out_proj: the adapter would do nothing")
+    base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
+    transposed = isinstance(base, Conv1D)
+    if config.fan_in_fan_out not in (None, transposed):
+        warnings.warn(
+            f"{name} is a {type(base).__name__}, so fan_in_fan_out={config.fan_in_fan_out} is not used for it",
+            stacklevel=2,
+        )
+
+
+def _is_bypassed(model: nn.Module, name: str) -> bool:
+    """Whether a module's forward is never called by its parent."""
+    return isinstance(model.get_submodule(name.rpartition(".")[0]), nn.MultiheadAttention)
+
+
+def _entry(name: str, layer: TensorGuideLayer, adapter: str) -> LoraEntry:
+    down, up = layer.stored_factors(adapter)
+    return LoraEntry(name, down.detach().cpu().contiguous(), up.detach().cpu().contiguous())
+
+
+def _is_generated(key: str) -> bool:
+    """Whether a checkpoint's key is of a map's tensor."""
+    return f".{GENERATOR_KEY}." in key or f".{SHARED_KEY}." in key

@@ -1,0 +1,205 @@
+"""From a configuration and the sizes of the targets to maps: one for each target, or one for many."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+from zlib import crc32
+
+from peft.utils.other import get_pattern_key
+
+from tntune.errors import ModeError, SpecError
+from tntune.maps.base import WeightMap, positives
+from tntune.maps.build import DEFAULT_RANK, build_map, capped_ranks, make_latent
+from tntune.maps.group import Group
+from tntune.maps.layout import Geometry, Joined
+from tntune.maps.pattern import parse_pattern
+from tntune.maps.site import Site
+from tntune.maps.tensorguide import TensorGuide
+from tntune.peft.config import FROM_LORA, TensorGuideConfig
+
+__all__ = ["SHARED_LAYOUT", "Sizes", "check_sizes", "plan_groups", "plan_site"]
+
+Sizes = tuple[int, int]
+"""``(in_features, out_features)`` of a target."""
+
+Map = TypeVar("Map", bound=WeightMap)
+
+SHARED_LAYOUT = "layer proj f1 f2 (side w)"
+
+
+def plan_site(config: TensorGuideConfig, module: str, sizes: Sizes) -> Site:
+    """The Site of one target: from the configuration's own ``sites``, or made from its other fields.
+
+    Raises:
+        SpecError: Where ``sites`` does not have the target.
+        ModeError: Where it has one of another size.
+
+    Example:
+        >>> plan_site(TensorGuideConfig(r=4, ranks=3, alpha=8), "h.0.attn", (12, 8)).scale
+        2.0
+    """
+    described = config.described()
+    if not described:
+        width, scale = _width(config, module), _scale(config, module)
+        return Site(_fitted(config, Geometry(*sizes, width), module), scale, config.activation)
+    if module not in described:
+        raise SpecError(
+            f"{module} is a target, but the configuration describes other ones: {sorted(described)[:4]}..; "
+            "set its sites to None to choose maps anew"
+        )
+    site = Site.from_json(described[module])
+    check_sizes(module, sizes, site.map)
+    return site
+
+
+def plan_groups(config: TensorGuideConfig, targets: Mapping[str, Sizes]) -> dict[str, Group]:
+    """The groups of these targets: one train for each combination of sizes and width, by name.
+
+    Raises:
+        SpecError: Where the configuration's ``groups`` have other targets than the model.
+        ModeError: Where they have a target of another size.
+
+    Example:
+        >>> targets = {f"h.{i}.{name}": (12, 12) for i in range(3) for name in ("q", "v")}
+        >>> groups = plan_groups(TensorGuideConfig(r=4), targets)
+        >>> {name: group.map.layout.legs["layer"] for name, group in groups.items()}
+        {'12x12': 3}
+    """
+    described = config.described()
+    if described:
+        return _described_groups({name: Group.from_json(obj) for name, obj in described.items()}, targets)
+    members: dict[tuple[Sizes, int], list[str]] = {}
+    for module, sizes in targets.items():
+        members.setdefault((sizes, _width(config, module)), []).append(module)
+    return {
+        _group_name(sizes, width, config): _group(config, Geometry(*sizes, width), modules)
+        for (sizes, width), modules in members.items()
+    }
+
+
+def check_sizes(module: str, sizes: Sizes, map: WeightMap) -> None:
+    """Raise :class:`ModeError` unless the map has the sizes of its target."""
+    wanted = (map.in_features, map.out_features)
+    if sizes != wanted:
+        raise ModeError(f"{module} maps {sizes[0]} features to {sizes[1]}, its map {wanted[0]} to {wanted[1]}")
+
+
+def _fitted(config: TensorGuideConfig, geometry: Geometry, module: str) -> WeightMap:
+    """The map of one target, at the given ranks or at the largest that the budget allows."""
+    seed = config.seed + crc32(module.encode())  # no two targets share z, whatever else is a target
+    if config.params is None:
+        return _single(config, geometry, config.ranks, seed)
+    budget = _budget(config, geometry)
+    return _largest(budget, module, lambda rank: _single(config, geometry, rank, seed))
+
+
+def _single(
+    config: TensorGuideConfig, geometry: Geometry, ranks: int | Sequence[int] | None, seed: int
+) -> WeightMap:
+    """The map of one target at these ranks."""
+    bound = ranks if ranks is None or isinstance(ranks, int) else max(ranks)
+    made = build_map(
+        config.method,
+        geometry,
+        rank=bound,
+        layout=config.layout,
+        latent=config.latent,
+        seed=seed,
+        start=_start(config),
+    )
+    if bound == ranks:
+        return made
+    if not isinstance(made, TensorGuide):
+        raise SpecError(f"a list of ranks is for one train, but method {config.method!r} has two; give a bound")
+    return TensorGuide(*geometry, made.layout, _ends(ranks), made.latent, made.start)
+
+
+def _group(config: TensorGuideConfig, geometry: Geometry, modules: Sequence[str]) -> Group:
+    """One train over these modules, in the order of its layer and projection modes."""
+    pattern = config.layout or SHARED_LAYOUT
+    ordered, layers, projections = _grid(modules, pattern)
+    layout = Joined.auto(pattern, geometry, layers=layers, projections=projections)
+    latent = make_latent(config.latent, len(layout.modes), config.seed)
+
+    def train(ranks: object) -> TensorGuide:
+        given = capped_ranks(layout.modes, ranks) if isinstance(ranks, int) else _ends(ranks)
+        return TensorGuide(*geometry, layout, given, latent, _start(config))
+
+    if config.params is None:
+        map = train(DEFAULT_RANK if config.ranks is None else config.ranks)
+    else:
+        map = _largest(_budget(config, geometry, len(ordered)), f"{len(ordered)} targets", train)
+    return Group(map, ordered, tuple(_scale(config, module) for module in ordered), config.activation)
+
+
+def _described_groups(groups: dict[str, Group], targets: Mapping[str, Sizes]) -> dict[str, Group]:
+    """These groups, once they are known to have exactly the model's targets."""
+    known = {module: group for group in groups.values() for module in group.modules}
+    missing, unknown = sorted(known.keys() - targets.keys()), sorted(targets.keys() - known.keys())
+    if missing or unknown:
+        raise SpecError(
+            f"the shared trains have {len(known)} targets, the model {len(targets)}: {missing[:3]} are not in "
+            f"the model, {unknown[:3]} have no place in a train"
+        )
+    for module, group in known.items():
+        check_sizes(module, targets[module], group.map)
+    return groups
+
+
+def _grid(modules: Sequence[str], pattern: str) -> tuple[tuple[str, ...], int, int]:
+    """``(ordered modules, layers, projections)``: blocks times roles where they fill a grid, else a list."""
+    legs = [leg for group in parse_pattern(pattern) for leg in group]
+    blocks: dict[str, dict[str, str]] = {}
+    for module in modules:
+        number = re.search(r"\d+", module)
+        role = module if number is None else module[: number.start()] + "*" + module[number.end() :]
+        blocks.setdefault("" if number is None else number[0], {})[role] = module
+    roles = list(next(iter(blocks.values())))
+    if "proj" in legs and all(set(block) == set(roles) for block in blocks.values()):
+        return tuple(block[role] for block in blocks.values() for role in roles), len(blocks), len(roles)
+    return tuple(modules), len(modules), 1
+
+
+def _largest(budget: int, what: str, make: Callable[[int], Map]) -> Map:
+    """The map of the largest bound of the ranks that has at most ``budget`` parameters."""
+    low, high = 1, 2
+    if make(low).num_parameters > budget:
+        raise SpecError(
+            f"a budget of {budget} parameters for {what} is less than the {make(1).num_parameters} of rank 1"
+        )
+    while make(low).num_parameters < make(high).num_parameters <= budget:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if make(middle).num_parameters <= budget else (low, middle)
+    return make(low)
+
+
+def _budget(config: TensorGuideConfig, geometry: Geometry, targets: int = 1) -> int:
+    assert config.params is not None
+    return int(config.params * targets * geometry.width * (geometry.in_features + geometry.out_features))
+
+
+def _group_name(sizes: Sizes, width: int, config: TensorGuideConfig) -> str:
+    """Such as ``768x3072``, and with the width where a pattern gave it another."""
+    return f"{sizes[0]}x{sizes[1]}" + ("" if width == config.r else f"r{width}")
+
+
+def _ends(ranks: object) -> tuple[int, ...]:
+    return (1, *positives("ranks", ranks), 1)
+
+
+def _start(config: TensorGuideConfig) -> str:
+    if isinstance(config.init_weights, str):
+        return "random" if config.init_weights.startswith(FROM_LORA) else config.init_weights
+    return "zero" if config.init_weights else "random"
+
+
+def _width(config: TensorGuideConfig, module: str) -> int:
+    return config.rank_pattern.get(get_pattern_key(config.rank_pattern.keys(), module), config.r)
+
+
+def _scale(config: TensorGuideConfig, module: str) -> float:
+    width = _width(config, module)
+    default = config.alpha if config.alpha is not None else width
+    return config.alpha_pattern.get(get_pattern_key(config.alpha_pattern.keys(), module), default) / width
