@@ -12,6 +12,7 @@ __all__ = [
     "TargetError",
     "TargetTypeError",
     "TntuneError",
+    "UnknownFieldError",
     "UnsupportedError",
 ]
 
@@ -30,6 +31,10 @@ class RankError(TntuneError, ValueError):
 
 class SpecError(TntuneError, ValueError):
     """A map, layout or adapter specification contradicts itself or has an unknown key."""
+
+
+class UnknownFieldError(SpecError, TypeError):
+    """A configuration was given a field of another method that would change what it computes."""
 
 
 class DtypeError(TntuneError, TypeError):

@@ -46,13 +46,13 @@ def plan(
         "params": map.num_parameters,
         "lora_params": LoRA(in_features, out_features, width).num_parameters,
         "layer_params": in_features * out_features,
-        "flops": sum(plan.flops for plan in _plans(map)),
-        "peak_entries": max((plan.peak for plan in _plans(map)), default=0),
+        "flops": sum(plan.flops for plan in map.plans),
+        "peak_entries": max((plan.peak for plan in map.plans), default=0),
         "advice": [{"label": item.label, "message": item.message} for item in found],
         "site": site.to_json(),
     }
     if json:
-        emit_json(summary | {"steps": [step.equation for plan in _plans(map) for step in plan.steps]})
+        emit_json(summary | {"steps": [step.equation for plan in map.plans for step in plan.steps]})
         return
     rows = [
         (key.replace("_", " "), f"{value:,}" if isinstance(value, int) else value)
@@ -60,7 +60,7 @@ def plan(
         if key not in ("advice", "site")
     ]
     table(f"{method}: {in_features} -> {out_features}, width {width}", ("", "value"), rows)
-    for contraction in _plans(map):
+    for contraction in map.plans:
         emit(f"\n{contraction}")
     for item in found:
         emit(f"\n{item.label}: {item.message}")
@@ -81,10 +81,6 @@ def _described(map: WeightMap) -> dict[str, Any]:
             "latent": map.down_train.latent.mode,
         }
     return {}
-
-
-def _plans(map: WeightMap) -> tuple[Any, ...]:
-    return getattr(map, "plans", ())
 
 
 def _dashed(sizes: tuple[int, ...]) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 from peft import PeftConfig
 
-from tntune.errors import SpecError
+from tntune.errors import SpecError, UnknownFieldError
 from tntune.maps.activation import activation
 from tntune.maps.base import positive, positives
 from tntune.maps.build import METHODS
@@ -125,7 +125,9 @@ class TensorGuideConfig(PeftConfig):
         """Refuse what other methods know and what would change the function, before PEFT drops it."""
         for key in sorted(_FOREIGN.keys() & kwargs.keys()):
             if kwargs[key] not in (None, False, "none", {}, []):
-                raise SpecError(f"{key}={kwargs[key]!r} is no field of {cls.__name__}; {_FOREIGN[key]}")
+                raise UnknownFieldError(
+                    f"{key}={kwargs[key]!r} is no field of {cls.__name__}; {_FOREIGN[key]}"
+                )
         return super().__new__(cls)
 
     def described(self) -> dict[str, Any]:
