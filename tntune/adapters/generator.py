@@ -24,8 +24,9 @@ class FactorGenerator(nn.Module):
     call, never through the parameters, in a forward: hooks of DDP and FSDP sit on the call. A latent
     keeps its dtype when the module is cast, so z is never rounded, and autocast does not reach the
     contraction. Where no gradient is wanted, factors are kept until a tensor changes
-    (:class:`tntune.adapters.cache.FactorCache`). In training a latent of mode ``"resample"`` is drawn afresh at every call from torch's
-    generator, which checkpointing and ``torch.compile`` treat as they treat dropout.
+    (:class:`tntune.adapters.cache.FactorCache`). In training a latent of mode ``"resample"`` is drawn afresh
+    at every call from torch's generator, which checkpointing and ``torch.compile`` treat as they treat
+    dropout.
 
     Args:
         map: The map.

@@ -13,7 +13,16 @@ from tntune.maps.tensorguide import TensorGuide
 from tntune.maps.tt_lora import TTLoRA
 from tntune.tt.rank_rule import RankRule
 
-__all__ = ["CONCAT", "DEFAULT_LAYOUT", "DEFAULT_RANK", "METHODS", "build_map", "capped_ranks", "make_latent", "make_layout"]
+__all__ = [
+    "CONCAT",
+    "DEFAULT_LAYOUT",
+    "DEFAULT_RANK",
+    "METHODS",
+    "build_map",
+    "capped_ranks",
+    "make_latent",
+    "make_layout",
+]
 
 METHODS = ("tensorguide", "tt_lora", "lora")
 """What :func:`build_map` can make."""

@@ -288,8 +288,9 @@ class Joined(Layout):
         if sides:
             parts["side"] = (sides[0], sides[1])
         if site is not None:
-            index = divmod(site, self.legs.get("proj", 1))
-            parts.update({leg: (i, 1) for leg, i in zip(("layer", "proj"), index, strict=True) if leg in parts})
+            layer, projection = divmod(site, self.legs.get("proj", 1))
+            chosen = {"layer": (layer, 1), "proj": (projection, 1)}
+            parts.update({leg: chosen[leg] for leg in chosen if leg in parts})
         legs = tuple(tuple((name, self.legs[name], *parts[name]) for name in group) for group in self.groups)
         sites = self.sites if site is None else 1
         shape = (*sides[1:], sites, self.span("w"), parts[leading][1] * inner)

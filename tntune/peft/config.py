@@ -1,5 +1,6 @@
 """TensorGuideConfig: what to adapt and with which map, as PEFT's users write it."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -89,8 +90,8 @@ class TensorGuideConfig(PeftConfig):
     ranks: int | list[int] | None = None
     params: float | None = None
     alpha: float | None = None
-    target_modules: list[str] | str | None = None
-    exclude_modules: list[str] | str | None = None
+    target_modules: Collection[str] | str | None = None
+    exclude_modules: Collection[str] | str | None = None
     layers_to_transform: list[int] | int | None = None
     layers_pattern: list[str] | str | None = None
     rank_pattern: dict[str, int] = field(default_factory=dict)
@@ -111,7 +112,7 @@ class TensorGuideConfig(PeftConfig):
     metadata: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[no-untyped-call]
         self.peft_type = TensorGuidePeftType.TENSORGUIDE
         for name in ("target_modules", "exclude_modules"):
             if isinstance(getattr(self, name), list | tuple):
@@ -193,9 +194,9 @@ class TensorGuideConfig(PeftConfig):
 class SharedTensorGuideConfig(TensorGuideConfig):
     """One train for all targets of a shape: layer and projection are TT modes.
 
-    Fields as in :class:`TensorGuideConfig`, with a layout that may name ``layer`` and ``proj`` legs, by default
-    ``"layer proj f1 f2 (side w)"``. Targets that differ in size or width share no train. ``sites`` is not
-    used; ``groups`` takes its place.
+    Fields as in :class:`TensorGuideConfig`, with a layout that may name ``layer`` and ``proj`` legs, by
+    default ``"layer proj f1 f2 (side w)"``. Targets that differ in size or width share no train. ``sites``
+    is not used; ``groups`` takes its place.
 
     Attributes:
         groups: For each train its map, its targets in their order, scales and activation, once they are

@@ -71,7 +71,8 @@ class TensorGuideLayer(BaseTunerLayer):
         if generator is not None:
             self.tensorguide_gen[adapter] = generator
         self.tensorguide_site[adapter] = site
-        self.tensorguide_dropout[adapter] = nn.Dropout(config.dropout) if config.dropout > 0 else nn.Identity()
+        dropout = nn.Dropout(config.dropout) if config.dropout > 0 else nn.Identity()
+        self.tensorguide_dropout[adapter] = dropout
         self.scaling[adapter] = self._default_scaling[adapter] = scale
         self.activation[adapter] = activation
         self.r[adapter] = self.generator(adapter).map.width
@@ -81,7 +82,7 @@ class TensorGuideLayer(BaseTunerLayer):
     def generator(self, adapter: str) -> FactorGenerator:
         """What makes the factors of an adapter; go through its call in a forward."""
         group, _ = self.tensorguide_site[adapter]
-        held = self.tensorguide_gen[adapter]
+        held: Any = self.tensorguide_gen[adapter]
         found: FactorGenerator = held[group] if group else held
         return found
 
@@ -100,23 +101,24 @@ class TensorGuideLayer(BaseTunerLayer):
         name = self.activation[adapter]
         if not activation(name).linear:
             raise UnsupportedError(
-                f"adapter {adapter!r} has the activation {name!r}: it is no matrix, and can be neither merged "
-                "nor converted to LoRA; keep it as a layer, or train with activation 'identity'"
+                f"adapter {adapter!r} has the activation {name!r}: it is no matrix, and can be neither "
+                "merged nor converted to LoRA; keep it as a layer, or train with activation 'identity'"
             )
 
     def check_mergeable(self, adapters: list[str]) -> None:
         """Raise :class:`UnsupportedError` where an adapter is no matrix, or the base cannot take one."""
         for adapter in adapters:
             self.check_linear(adapter)
-        if adapters and self.quantization_backend is not None and not self.quantization_backend.supports_merge:
+        backend = self.quantization_backend
+        if adapters and backend is not None and not backend.supports_merge:
             raise UnsupportedError(
-                f"weights of {self.quantization_backend.backend_name} cannot be changed: nothing can be merged"
+                f"weights of {backend.backend_name} cannot be changed, so nothing is merged"
             )
 
     def cast_adapter(self, adapter: str, upcast: bool) -> None:
         """Half-precision cores to float32, or all cores to the dtype of the base."""
         generator = self.generator(adapter)
-        _, base_dtype = self._get_base_layer_device_and_dtype(self.get_base_layer())
+        _, base_dtype = self._base_state()
         if upcast and generator.weight.dtype in (torch.float16, torch.bfloat16):
             generator.to(torch.float32)
         if not upcast and base_dtype in _CORE_DTYPES:
@@ -150,11 +152,18 @@ class TensorGuideLayer(BaseTunerLayer):
         """Move the cores to the base; they are widened to its float64, and never narrowed to its dtype."""
         if adapter_name not in self.tensorguide_site:
             return
-        own, dtype = self._get_base_layer_device_and_dtype(self.get_base_layer())
+        own, dtype = self._base_state()
         generator, target = self.generator(adapter_name), own if device is None else device
         if target is None or generator.weight.is_meta:
             return
         generator.to(target, torch.float64 if dtype == torch.float64 else None)
+
+    def _base_state(self) -> tuple[torch.device | None, torch.dtype | None]:
+        """Device and dtype of the base, as PEFT reads them; a quantised base has the dtype it computes in."""
+        state: tuple[torch.device | None, torch.dtype | None] = self._get_base_layer_device_and_dtype(  # type: ignore[no-untyped-call]
+            self.get_base_layer()
+        )
+        return state
 
     def _get_available_adapters(self) -> set[str]:
         return set(self.tensorguide_site)  # shared generators are of adapters on other layers too
@@ -245,7 +254,7 @@ class Linear(nn.Module, TensorGuideLayer):
 
     @torch.no_grad()
     def unmerge(self) -> None:
-        """Undo :meth:`merge`: bit for bit, save for a quantised base, from which the deltas are subtracted."""
+        """Undo :meth:`merge`: bit for bit; from a quantised base the deltas are subtracted."""
         if not self.merged:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
@@ -286,7 +295,7 @@ class Linear(nn.Module, TensorGuideLayer):
         if self.quantization_backend is not None:
             self.set_base_weight(new)
             return
-        base = self.get_base_layer()
+        base: Any = self.get_base_layer()
         if not self._unmerged:
             self._unmerged = [base.weight]
         base.weight = nn.Parameter(new, requires_grad=False)
@@ -316,8 +325,10 @@ def linear_sizes(module: nn.Module, name: str = "") -> tuple[int, int]:
             f"Target module {place} is not supported. Currently, only `torch.nn.Linear` (optionally "
             "quantized) and `transformers.pytorch_utils.Conv1D` are supported."
         )
-    found = _get_in_out_features(base)
-    return int(found[0]), int(found[1])
+    inputs, outputs = _get_in_out_features(base)
+    assert inputs is not None  # a linear layer has both
+    assert outputs is not None
+    return inputs, outputs
 
 
 def is_linear(base: nn.Module) -> bool:

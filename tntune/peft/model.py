@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from typing import Any
 
 from accelerate import init_empty_weights
-from peft import LoraConfig, get_peft_model_state_dict
+from peft import LoraConfig, PeftConfig, get_peft_model_state_dict
 from peft.tuners.tuners_utils import (
     BaseTuner,
     BaseTunerLayer,
@@ -23,12 +23,16 @@ from tntune.checkpoint.lora_writer import LoraEntry, lora_contents, write_lora
 from tntune.errors import TargetError
 from tntune.maps.group import SHARED_KEY
 from tntune.maps.site import GENERATOR_KEY
-from tntune.peft.config import SharedTensorGuideConfig, TensorGuideConfig
+from tntune.peft.config import TensorGuideConfig
 from tntune.peft.layer import Linear, TensorGuideLayer, linear_sizes
 from tntune.peft.plan import Sizes, plan_groups, plan_site
 from tntune.peft.start import start_of_group, start_tensors
 
 __all__ = ["SharedTensorGuideModel", "TensorGuideModel"]
+
+_DEFAULT_TARGETS: dict[str, list[str]] = {
+    name: list(targets) for name, targets in TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.items()
+}
 
 
 class TensorGuideModel(BaseTuner):
@@ -40,21 +44,22 @@ class TensorGuideModel(BaseTuner):
 
     prefix = "tensorguide_"
     tuner_layer_cls = TensorGuideLayer
-    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    target_module_mapping = _DEFAULT_TARGETS
     uses_shared_state = False
 
-    def _prepare_model(self, peft_config: TensorGuideConfig, model: nn.Module) -> None:
+    def _prepare_model(self, peft_config: TensorGuideConfig, model: nn.Module) -> None:  # type: ignore[override]
         """Expand ``all-linear`` to what can be adapted, and forget sites of an earlier model."""
         peft_config.describe({})
         if peft_config.target_modules != "all-linear":
             return
         _maybe_include_all_linear_layers(peft_config, model)
-        dead = sorted(name for name in peft_config.target_modules if _is_bypassed(model, name))
+        found = set(peft_config.target_modules or ())
+        dead = sorted(name for name in found if _is_bypassed(model, name))
         if dead:
-            warnings.warn(f"nn.MultiheadAttention never calls its out_proj; not adapted: {dead}", stacklevel=2)
-            peft_config.target_modules = set(peft_config.target_modules) - set(dead)
+            warnings.warn(f"not adapted, for nn.MultiheadAttention never calls them: {dead}", stacklevel=2)
+            peft_config.target_modules = found - set(dead)
 
-    def _create_and_replace(
+    def _create_and_replace(  # type: ignore[override]
         self,
         peft_config: TensorGuideConfig,
         adapter_name: str,
@@ -65,18 +70,18 @@ class TensorGuideModel(BaseTuner):
         parameter_name: str | None = None,
     ) -> None:
         _check_target(peft_config, current_key, target, parent)
-        layer = target
-        if not isinstance(target, TensorGuideLayer):
-            layer = Linear(target, adapter_name, shared=self._shared(), **get_quantization_kwargs(self))
+        if isinstance(target, TensorGuideLayer):
+            self._adapt(target, peft_config, adapter_name, current_key)
+            return
+        layer = Linear(target, adapter_name, shared=self._shared(), **get_quantization_kwargs(self))
         self._adapt(layer, peft_config, adapter_name, current_key)
-        if layer is not target:
-            if adapter_name not in self.active_adapters:
-                layer.requires_grad_(False)
-            self._replace_module(parent, target_name, layer, target)
+        if adapter_name not in self.active_adapters:
+            layer.requires_grad_(False)
+        self._replace_module(parent, target_name, layer, target)
 
     def _adapt(self, layer: TensorGuideLayer, config: TensorGuideConfig, adapter: str, module: str) -> None:
         """Add the adapter to one layer, and its site to the configuration."""
-        site = plan_site(config, module, linear_sizes(layer))
+        site = plan_site(config, module, linear_sizes(layer.get_base_layer()))
         config.describe({**(config.sites or {}), module: site.to_json()})
         generator = FactorGenerator(site.map, *start_tensors(config, module, site))
         layer.update_layer(adapter, generator, scale=site.scale, activation=site.activation, config=config)
@@ -99,13 +104,13 @@ class TensorGuideModel(BaseTuner):
 
     def _check_merge_allowed(self) -> None:
         """Refuse before the first layer is changed."""
-        super()._check_merge_allowed()
+        super()._check_merge_allowed()  # type: ignore[no-untyped-call]
         for module in self.model.modules():
             if isinstance(module, TensorGuideLayer):
-                module.check_mergeable([name for name in self.active_adapters if name in module.tensorguide_site])
+                module.check_mergeable([a for a in self.active_adapters if a in module.tensorguide_site])
 
     def to_lora(self, adapter_name: str = "default") -> tuple[LoraConfig, dict[str, Tensor]]:
-        """``(configuration, tensors)`` of the LoRA with the same ΔW: no SVD, and nothing of ΔW's size is formed.
+        """``(configuration, tensors)`` of the LoRA with the same ΔW, without an SVD or a matrix of its size.
 
         Modules saved whole are carried along. Keys are those of a checkpoint.
 
@@ -132,12 +137,12 @@ class TensorGuideModel(BaseTuner):
             raise TargetError(f"no layer has an adapter {adapter!r}; there are {sorted(self.peft_config)}")
         for layer in layers.values():
             layer.check_linear(adapter)
-        config = self.peft_config[adapter].to_dict()
+        config = {key: _plain(value) for key, value in self.peft_config[adapter].to_dict().items()}
         config["fan_in_fan_out"] = any(isinstance(each.get_base_layer(), Conv1D) for each in layers.values())
         saved = get_peft_model_state_dict(self, adapter_name=adapter)
         return {
             "entries": [_entry(name, layer, adapter) for name, layer in layers.items()],
-            "base_config": {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()},
+            "base_config": config,
             "passthrough": {key: value for key, value in saved.items() if not _is_generated(key)},
         }
 
@@ -156,7 +161,7 @@ class SharedTensorGuideModel(TensorGuideModel):
     prefix = SHARED_KEY
     uses_shared_state = True
 
-    def _pre_injection_hook(self, model: nn.Module, config: SharedTensorGuideConfig, adapter_name: str) -> None:
+    def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
         self.tensorguide_shared = nn.ModuleDict()
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
@@ -167,12 +172,13 @@ class SharedTensorGuideModel(TensorGuideModel):
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         except Exception:
-            self.tensorguide_shared.pop(adapter_name, None)
+            if adapter_name in self.tensorguide_shared:
+                del self.tensorguide_shared[adapter_name]
             raise
         for parameter, trains in before:
             parameter.requires_grad_(trains)
 
-    def _prepare_model(self, peft_config: SharedTensorGuideConfig, model: nn.Module) -> None:
+    def _prepare_model(self, peft_config: TensorGuideConfig, model: nn.Module) -> None:  # type: ignore[override]
         """Make the trains of all targets before any layer is made."""
         super()._prepare_model(peft_config, model)
         groups = plan_groups(peft_config, _targets(self, peft_config, model))
@@ -183,8 +189,9 @@ class SharedTensorGuideModel(TensorGuideModel):
                 for name, group in groups.items()
             }
             self.tensorguide_shared[self._adapter_to_inject] = nn.ModuleDict(trains)
+        places = {name: enumerate(group.modules) for name, group in groups.items()}
         self._places = {
-            module: (name, i, group) for name, group in groups.items() for i, module in enumerate(group.modules)
+            module: (name, index, groups[name]) for name, own in places.items() for index, module in own
         }
 
     def _adapt(self, layer: TensorGuideLayer, config: TensorGuideConfig, adapter: str, module: str) -> None:
@@ -226,12 +233,12 @@ def _check_target(config: TensorGuideConfig, name: str, target: nn.Module, paren
     """Raise where the target cannot be adapted; warn where ``fan_in_fan_out`` is not what it is."""
     linear_sizes(target, name)
     if isinstance(parent, nn.MultiheadAttention):
-        raise TargetError(f"{name}: nn.MultiheadAttention never calls its out_proj: the adapter would do nothing")
+        raise TargetError(f"{name}: nn.MultiheadAttention never calls it, an adapter there would do nothing")
     base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
     transposed = isinstance(base, Conv1D)
     if config.fan_in_fan_out not in (None, transposed):
         warnings.warn(
-            f"{name} is a {type(base).__name__}, so fan_in_fan_out={config.fan_in_fan_out} is not used for it",
+            f"{name} is a {type(base).__name__}; fan_in_fan_out={config.fan_in_fan_out} is not used for it",
             stacklevel=2,
         )
 
@@ -244,6 +251,11 @@ def _is_bypassed(model: nn.Module, name: str) -> bool:
 def _entry(name: str, layer: TensorGuideLayer, adapter: str) -> LoraEntry:
     down, up = layer.stored_factors(adapter)
     return LoraEntry(name, down.detach().cpu().contiguous(), up.detach().cpu().contiguous())
+
+
+def _plain(value: object) -> object:
+    """A field as JSON has it."""
+    return sorted(value) if isinstance(value, set) else value
 
 
 def _is_generated(key: str) -> bool:

@@ -81,7 +81,7 @@ def check_sizes(module: str, sizes: Sizes, map: WeightMap) -> None:
     """Raise :class:`ModeError` unless the map has the sizes of its target."""
     wanted = (map.in_features, map.out_features)
     if sizes != wanted:
-        raise ModeError(f"{module} maps {sizes[0]} features to {sizes[1]}, its map {wanted[0]} to {wanted[1]}")
+        raise ModeError(f"{module} has (in, out) = {sizes}, but its map {wanted}")
 
 
 def _fitted(config: TensorGuideConfig, geometry: Geometry, module: str) -> WeightMap:
@@ -110,7 +110,7 @@ def _single(
     if bound == ranks:
         return made
     if not isinstance(made, TensorGuide):
-        raise SpecError(f"a list of ranks is for one train, but method {config.method!r} has two; give a bound")
+        raise SpecError(f"a list of ranks is for one train, and method {config.method!r} has none or two")
     return TensorGuide(*geometry, made.layout, _ends(ranks), made.latent, made.start)
 
 
@@ -138,8 +138,8 @@ def _described_groups(groups: dict[str, Group], targets: Mapping[str, Sizes]) ->
     missing, unknown = sorted(known.keys() - targets.keys()), sorted(targets.keys() - known.keys())
     if missing or unknown:
         raise SpecError(
-            f"the shared trains have {len(known)} targets, the model {len(targets)}: {missing[:3]} are not in "
-            f"the model, {unknown[:3]} have no place in a train"
+            f"the shared trains have {len(known)} targets, the model {len(targets)}: {missing[:3]} are not "
+            f"in the model, {unknown[:3]} have no place in a train"
         )
     for module, group in known.items():
         check_sizes(module, targets[module], group.map)
@@ -196,10 +196,10 @@ def _start(config: TensorGuideConfig) -> str:
 
 
 def _width(config: TensorGuideConfig, module: str) -> int:
-    return config.rank_pattern.get(get_pattern_key(config.rank_pattern.keys(), module), config.r)
+    return config.rank_pattern.get(get_pattern_key(list(config.rank_pattern), module), config.r)
 
 
 def _scale(config: TensorGuideConfig, module: str) -> float:
     width = _width(config, module)
     default = config.alpha if config.alpha is not None else width
-    return config.alpha_pattern.get(get_pattern_key(config.alpha_pattern.keys(), module), default) / width
+    return config.alpha_pattern.get(get_pattern_key(list(config.alpha_pattern), module), default) / width

@@ -2,6 +2,7 @@
 
 import enum
 from importlib.metadata import version
+from typing import Any
 
 from packaging.version import Version
 from peft import PeftConfig
@@ -42,14 +43,15 @@ def register(peft_type: TensorGuidePeftType, config: type[PeftConfig], model: ty
     Raises:
         SpecError: Where PEFT knows other classes under this name.
     """
-    found = PEFT_TYPE_TO_CONFIG_MAPPING.get(peft_type)
+    key: Any = peft_type  # a sibling of PeftType's members: found by its own value and by its text
+    found = PEFT_TYPE_TO_CONFIG_MAPPING.get(key)
     if found is not None and _name(found) != _name(config):
         raise SpecError(
             f"PEFT has a method {peft_type.value} already, {_name(found)}; only one of the two can be loaded"
         )
-    PEFT_TYPE_TO_CONFIG_MAPPING[peft_type] = config
-    PEFT_TYPE_TO_TUNER_MAPPING[peft_type] = model
-    PEFT_TYPE_TO_PREFIX_MAPPING[peft_type] = model.prefix
+    PEFT_TYPE_TO_CONFIG_MAPPING[key] = config
+    PEFT_TYPE_TO_TUNER_MAPPING[key] = model
+    PEFT_TYPE_TO_PREFIX_MAPPING[key] = model.prefix
 
 
 def check_peft(found: str) -> None:

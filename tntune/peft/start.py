@@ -34,7 +34,7 @@ def start_tensors(config: TensorGuideConfig, module: str, site: Site) -> Start:
 
 
 def start_of_group(config: TensorGuideConfig, group: Group) -> Start:
-    """``(params, fixed)`` of a train that several targets share, as ``init_weights`` says; raises likewise."""
+    """``(params, fixed)`` of a train that targets share, as ``init_weights`` says; raises likewise."""
     folder = _lora(config)
     if folder is None:
         return group.map.init()
@@ -66,12 +66,10 @@ def _factors(folder: LoraFolder, module: str, scale: float, sigma: str, map: Wei
     missing = map.width - factors.down.shape[0]
     if missing < 0:
         raise SpecError(
-            f"{module}: the LoRA has rank {len(balanced.values)}, which needs r >= {factors.down.shape[0]} with "
-            f"activation {sigma!r}, not {map.width}; tntune convert makes smaller adapters"
+            f"{module}: the LoRA has rank {len(balanced.values)}, which needs r >= {factors.down.shape[0]} "
+            f"with activation {sigma!r}, not {map.width}; tntune convert makes smaller adapters"
         )
-    return Factors(
-        functional.pad(factors.down, (0, 0, 0, missing)), functional.pad(factors.up, (0, missing))
-    )
+    return Factors(functional.pad(factors.down, (0, 0, 0, missing)), functional.pad(factors.up, (0, missing)))
 
 
 def _encoded(map: WeightMap, down: Tensor, up: Tensor) -> Start:
