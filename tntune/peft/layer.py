@@ -16,6 +16,7 @@ from tntune.errors import MergeError, TargetTypeError, UnsupportedError
 from tntune.maps.activation import activation
 from tntune.maps.base import Factors
 from tntune.peft.config import TensorGuideConfig
+from tntune.peft.recomputation import check_recomputation
 
 __all__ = ["Linear", "TensorGuideLayer", "is_linear", "linear_sizes"]
 
@@ -35,6 +36,13 @@ class TensorGuideLayer(BaseTunerLayer):
         scaling: s of each adapter.
         r: Width of each adapter.
         activation: Name of σ of each adapter.
+
+    Example:
+        >>> from peft import get_peft_model
+        >>> model = get_peft_model(nn.Sequential(nn.Linear(12, 8)), TensorGuideConfig(target_modules=["0"]))
+        >>> layer = model.base_model.model[0]
+        >>> isinstance(layer, TensorGuideLayer), layer.scaling, layer.r
+        (True, {'default': 1.0}, {'default': 8})
     """
 
     adapter_layer_names = ("tensorguide_gen",)
@@ -87,8 +95,15 @@ class TensorGuideLayer(BaseTunerLayer):
         return found
 
     def factors(self, adapter: str) -> Factors:
-        """Down ``(width, in)`` and up ``(out, width)`` of one adapter, as this call applies them."""
-        down, up = self.generator(adapter)(self.tensorguide_site[adapter][1])
+        """Down ``(width, in)`` and up ``(out, width)`` of one adapter, as this call applies them.
+
+        Raises:
+            UnsupportedError: As :func:`tntune.peft.recomputation.check_recomputation` does, for shared trains.
+        """
+        group, site = self.tensorguide_site[adapter]
+        if group:
+            check_recomputation()
+        down, up = self.generator(adapter)(site)
         return Factors(down[0], up[0])
 
     def stored_factors(self, adapter: str) -> Factors:
@@ -177,7 +192,7 @@ class TensorGuideLayer(BaseTunerLayer):
 
 
 class Linear(nn.Module, TensorGuideLayer):
-    """A tuner layer on ``nn.Linear``, transformers' ``Conv1D``, or a quantised linear layer.
+    """``base(x) + Σ scale * up σ(down x)`` on ``nn.Linear``, transformers' ``Conv1D`` or a quantised layer.
 
     Args:
         base_layer: The target, or the tuner layer around it.
@@ -187,6 +202,16 @@ class Linear(nn.Module, TensorGuideLayer):
 
     Raises:
         TargetTypeError: Where the target is no linear layer.
+
+    Example:
+        >>> from peft import get_peft_model
+        >>> config = TensorGuideConfig(target_modules=["0"], init_weights=False)
+        >>> layer = get_peft_model(nn.Sequential(nn.Linear(12, 8)), config).base_model.model[0]
+        >>> x = torch.ones(1, 12)
+        >>> before = layer(x)
+        >>> layer.merge()
+        >>> torch.allclose(layer.base_layer(x), before, atol=1e-5)
+        True
     """
 
     def __init__(

@@ -36,10 +36,20 @@ _DEFAULT_TARGETS: dict[str, list[str]] = {
 
 
 class TensorGuideModel(BaseTuner):
-    """A model in which every target has a map of its own beside it.
+    """A model in which every target is ``base(x) + scale * up σ(down x)``, each with a map of its own.
 
     Made by ``get_peft_model(model, TensorGuideConfig(...))``; PEFT's documentation of ``LoraModel`` holds
     for it: several adapters, merging, disabling, deleting, ``inject_adapter_in_model``, quantised bases.
+
+    Example:
+        >>> from peft import get_peft_model
+        >>> model = nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 4))
+        >>> adapted = get_peft_model(model, TensorGuideConfig(r=4, ranks=3, target_modules=["0", "2"]))
+        >>> adapted.get_nb_trainable_parameters()
+        (117, 257)
+        >>> config, tensors = adapted.to_lora()
+        >>> config.r, sorted(tensors)[0]
+        (4, 'base_model.model.0.lora_A.weight')
     """
 
     prefix = "tensorguide_"
@@ -148,7 +158,7 @@ class TensorGuideModel(BaseTuner):
 
 
 class SharedTensorGuideModel(TensorGuideModel):
-    """A model in which one train serves all targets of a shape, with layer and projection as TT modes.
+    """A model in which every target is a slice of one train: layer and projection are TT modes.
 
     The trains belong to the tuner (``tensorguide_shared``), so that they are stored, trained and counted
     once; each layer generates its own slice. Made by ``get_peft_model(model, SharedTensorGuideConfig(...))``.
@@ -156,6 +166,14 @@ class SharedTensorGuideModel(TensorGuideModel):
     With several processes, reentrant activation checkpointing would give wrong gradients (a core is marked
     as ready at the first layer's backward); it is found at the first step and refused. Ask for
     ``gradient_checkpointing_kwargs={"use_reentrant": False}``.
+
+    Example:
+        >>> from peft import get_peft_model
+        >>> from tntune.peft.config import SharedTensorGuideConfig
+        >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+        >>> adapted = get_peft_model(model, SharedTensorGuideConfig(r=4, ranks=3, target_modules=["0", "2"]))
+        >>> [name for name, parameter in adapted.named_parameters() if parameter.requires_grad][0]
+        'base_model.tensorguide_shared.default.8x8.tt_core_0'
     """
 
     prefix = SHARED_KEY

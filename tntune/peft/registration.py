@@ -42,6 +42,12 @@ def register(peft_type: TensorGuidePeftType, config: type[PeftConfig], model: ty
 
     Raises:
         SpecError: Where PEFT knows other classes under this name.
+
+    Example:
+        >>> from tntune.peft import TensorGuideConfig, TensorGuideModel
+        >>> register(TensorGuidePeftType.TENSORGUIDE, TensorGuideConfig, TensorGuideModel)
+        >>> PEFT_TYPE_TO_CONFIG_MAPPING["TENSORGUIDE"].__name__
+        'TensorGuideConfig'
     """
     key: Any = peft_type  # a sibling of PeftType's members: found by its own value and by its text
     found = PEFT_TYPE_TO_CONFIG_MAPPING.get(key)
