@@ -1,7 +1,6 @@
 """FactorCache: generated factors, kept while nothing that they come from has changed."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,14 +9,12 @@ from tntune.maps.base import Factors
 
 __all__ = ["FactorCache"]
 
-Stamp = tuple[int, int, torch.dtype, torch.device]
-
 
 class FactorCache:
     """``factors(tensors, site, make)`` equals ``make()``, and calls it only where one of the tensors changed.
 
     Nothing is kept where a gradient is wanted, under ``torch.func``, while ``torch.compile`` traces, and for
-    tensors that are no plain ones of torch. A change is noticed by place, version, dtype and device of every
+    tensors that are no plain ones of torch. A change is noticed by identity, version and place of every
     tensor, which covers optimiser steps, ``load_state_dict``, moves, casts and any other in-place operation
     of torch. On the CPU the values are compared as well, so that writes through ``.data`` are noticed too;
     on an accelerator that would wait for the device, and such a write must be followed by :meth:`clear`.
@@ -38,10 +35,12 @@ class FactorCache:
 
     def factors(self, tensors: Sequence[Tensor], site: int | None, make: Callable[[], Factors]) -> Factors:
         """The factors of a site, or of all sites for None, that ``make`` computes from ``tensors``."""
-        if torch.compiler.is_compiling() or not _are_settled(tensors):
+        if torch.compiler.is_compiling() or _is_gradient_wanted(tensors):
             return make()
         if self._kept is None or not self._kept.holds(tensors):
-            self._kept = _Kept.of(tensors)
+            if not all(map(_is_plain, tensors)):
+                return make()
+            self._kept = _Kept(tensors)
         entries = self._kept.entries
         if site not in entries:
             entries[site] = make()
@@ -58,38 +57,36 @@ class FactorCache:
         return FactorCache, ()
 
 
-class _Kept(NamedTuple):
+class _Kept:
     """Entries by site, with the state of the tensors that they come from."""
 
-    stamps: tuple[Stamp, ...]
-    values: tuple[Tensor | None, ...]
-    inference: bool
-    entries: dict[int | None, Factors]
-
-    @classmethod
-    def of(cls, tensors: Sequence[Tensor]) -> "_Kept":
-        values = tuple(t.detach().clone() if t.device.type == "cpu" else None for t in tensors)
-        return cls(tuple(map(_stamp, tensors)), values, torch.is_inference_mode_enabled(), {})
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self.entries: dict[int | None, Factors] = {}
+        self._states = [(t, t._version, t.data_ptr(), _copy(t)) for t in tensors]
+        self._inference = torch.is_inference_mode_enabled()
 
     def holds(self, tensors: Sequence[Tensor]) -> bool:
         """Whether the tensors are as they were, and what is kept may be used in this mode."""
-        if self.inference != torch.is_inference_mode_enabled() or self.stamps != tuple(map(_stamp, tensors)):
+        if self._inference != torch.is_inference_mode_enabled():
             return False
-        pairs = zip(self.values, tensors, strict=True)
-        return all(value is None or torch.equal(value, tensor) for value, tensor in pairs)
+        for tensor, (known, version, place, copy) in zip(tensors, self._states, strict=True):
+            if tensor is not known or tensor._version != version or tensor.data_ptr() != place:
+                return False
+            if copy is not None and not torch.equal(copy, tensor):
+                return False
+        return True
 
 
-def _are_settled(tensors: Sequence[Tensor]) -> bool:
-    """Whether no gradient is wanted, and all are torch's own tensors with a version to look at."""
-    wanted = torch.is_grad_enabled()
-    return all(
-        type(tensor) in (Tensor, nn.Parameter)
-        and not (wanted and tensor.requires_grad)
-        and not tensor.is_inference()
-        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-        for tensor in tensors
-    )
+def _is_gradient_wanted(tensors: Sequence[Tensor]) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
-def _stamp(tensor: Tensor) -> Stamp:
-    return tensor.data_ptr(), tensor._version, tensor.dtype, tensor.device
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether this is a tensor of torch's own, outside of ``torch.func``, with a version to look at."""
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return type(tensor) in (Tensor, nn.Parameter) and not wrapped and not tensor.is_inference()
+
+
+def _copy(tensor: Tensor) -> Tensor | None:
+    """The values, where a comparison does not wait for a device."""
+    return tensor.detach().clone() if tensor.device.type == "cpu" else None

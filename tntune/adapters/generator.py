@@ -55,6 +55,8 @@ class FactorGenerator(nn.Module):
             self.register_parameter(name, nn.Parameter(params[name]))
         for name in map.fixed_shapes:
             self.register_buffer(name, fixed[name])
+        self._names = tuple(map.tensor_shapes)
+        self._is_generated = bool(map.plans)
         self._cache = FactorCache()
 
     @property
@@ -79,10 +81,15 @@ class FactorGenerator(nn.Module):
 
     def stored(self, site: int | None = None) -> Factors:
         """The factors at the stored latent, in training too: what evaluation uses and what is merged."""
-        if not self.map.plans:  # nothing is computed, so there is nothing to keep
+        if not self._is_generated:  # the params are the factors, so there is nothing to keep
             return self._factors({}, site)
-        tensors = [getattr(self, name) for name in self.map.tensor_shapes]
+        tensors = [getattr(self, name) for name in self._names]
         return self._cache.factors(tensors, site, lambda: self._factors({}, site))
+
+    def train(self, mode: bool = True) -> "FactorGenerator":
+        """As ever; and what was kept is forgotten: a change that no version shows does not outlive this."""
+        self._cache.clear()
+        return super().train(mode)
 
     def tensors(self) -> dict[str, Tensor]:
         """Params and fixed, detached, by flat name: what a checkpoint stores."""

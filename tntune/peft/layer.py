@@ -98,7 +98,7 @@ class TensorGuideLayer(BaseTunerLayer):
         """Down ``(width, in)`` and up ``(out, width)`` of one adapter, as this call applies them.
 
         Raises:
-            UnsupportedError: As :func:`tntune.peft.recomputation.check_recomputation` does, for shared trains.
+            UnsupportedError: For shared trains, as :func:`tntune.peft.recomputation.check_recomputation`.
         """
         group, site = self.tensorguide_site[adapter]
         if group:
@@ -304,9 +304,13 @@ class Linear(nn.Module, TensorGuideLayer):
         """What one adapter adds."""
         down, up = self.factors(adapter)
         x = self._cast_input_dtype(x, down.dtype)
-        hidden = functional.linear(self.tensorguide_dropout[adapter](x), down.to(x))  # (..., r)
+        if self.training:
+            x = self.tensorguide_dropout[adapter](x)
+        hidden = functional.linear(x, down.to(x))  # (..., r)
         hidden = activation(self.activation[adapter]).function(hidden)
-        return functional.linear(hidden * self.scaling[adapter], up.to(x))
+        if self.scaling[adapter] != 1.0:
+            hidden = hidden * self.scaling[adapter]
+        return functional.linear(hidden, up.to(x))
 
     def _shift_weight(self, delta: Tensor, checked: str | None) -> None:
         """Add to the base's weight; where an adapter is named, only if the sum is finite."""
