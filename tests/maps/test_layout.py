@@ -21,6 +21,8 @@ PATTERNS = [
     "layer proj side f1 f2 w",
     "(layer f3) (proj w) f1 side f2",
     "io w",
+    "io (layer side w)",
+    "w side io",
     "io2 w io1 layer",
     "(side f w)",
 ]
@@ -136,7 +138,7 @@ def test_auto_refuses_sites_without_a_leg(option: dict[str, int]) -> None:
         ("side f", (2, 3), "has no width leg w"),
         ("f w", (3, 2), "needs a side leg and f legs, or io legs"),
         ("side w", (2, 2), "needs a side leg and f legs, or io legs"),
-        ("side io w", (2, 5, 2), "needs a side leg and f legs, or io legs"),
+        ("side io1 io2 w", (2, 5, 2, 2), "needs a side leg and f legs, or io legs"),
         ("f io w", (2, 5, 2), "needs a side leg and f legs, or io legs"),
         ("side side f w", (2, 2, 3, 2), r"repeats \['side'\]"),
         ("side f01 w", (2, 3, 2), r"unknown legs \['f01'\]"),

@@ -10,10 +10,12 @@ from torch import Tensor
 
 from tntune.errors import ModeError, SpecError
 
-__all__ = ["Plan", "Step", "plan"]
+__all__ = ["Path", "Plan", "Step", "plan"]
 
 Shape = tuple[int, ...]
 Sizes = dict[str, int]
+Path = Sequence[tuple[int, ...]]
+"""Pairs of positions to contract, each in the list that the ones before left; results go to its end."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +33,13 @@ class Step:
         shape: Sizes of the legs of the result, before ``permute``.
         permute: The permutation to the output of the equation.
         flops: One for each entry that is summed first, two for each product of entries.
+        copies: Entries of the result, where its legs are not in the order of the equation.
 
     Example:
         >>> import torch
-        >>> (step,) = plan("ab,bc->ca", (2, 3), (3, 4)).steps
+        >>> (step,) = plan("ab,bc->ac", (2, 3), (3, 4)).steps
         >>> step.flops, step([torch.ones(2, 3), torch.ones(3, 4)]).shape
-        (48, torch.Size([4, 2]))
+        (48, torch.Size([2, 4]))
     """
 
     equation: str
@@ -47,6 +50,16 @@ class Step:
     shape: Shape
     permute: tuple[int, ...]
     flops: int
+    copies: int
+
+    @property
+    def cost(self) -> int:
+        """Time in units of half a flop: an entry that is written or copied takes 16, a row or column 512.
+
+        Fitted to products with few summed entries, as trains have them, on one core.
+        """
+        lines = sum(math.prod(group) // group[at] for group, at in zip(self.groups, (-1, -2), strict=False))
+        return 2 * self.flops + 16 * (math.prod(self.shape) + self.copies) + 512 * lines
 
     def __call__(self, tensors: Sequence[Tensor]) -> Tensor:
         """Run the step on its one or two operands, in O(``flops``)."""
@@ -72,21 +85,32 @@ class Plan:
         equation: The einsum equation, with an explicit output.
         shapes: The shapes it was planned for; calls with other shapes raise.
         steps: The pairwise steps.
-        flops: Multiplications and additions of all steps together.
-        peak: Entries of the largest intermediate or result.
 
     Example:
         >>> print(plan("ab,bc,cd->ad", (2, 300), (300, 3), (3, 4)))
         ab,bc,cd->ad: 3,648 flops, largest intermediate 8 entries
           1. ab,bc->ac  3,600 flops
-          2. cd,ac->ad  48 flops
+          2. ac,cd->ad  48 flops
     """
 
     equation: str
     shapes: tuple[Shape, ...]
     steps: tuple[Step, ...] = field(repr=False)
-    flops: int
-    peak: int
+
+    @property
+    def flops(self) -> int:
+        """Multiplications and additions of all steps together."""
+        return sum(step.flops for step in self.steps)
+
+    @property
+    def peak(self) -> int:
+        """Entries of the largest intermediate or result."""
+        return max(math.prod(step.shape) for step in self.steps)
+
+    @property
+    def cost(self) -> int:
+        """What paths are compared by: the sum over the steps of :attr:`Step.cost`."""
+        return sum(step.cost for step in self.steps)
 
     def __call__(self, *tensors: Tensor) -> Tensor:
         """Contract ``tensors``; raises :class:`ModeError` where a shape is not the planned one."""
@@ -107,7 +131,7 @@ class Plan:
         return "\n".join([head, *lines])
 
 
-def plan(equation: str, *shapes: Sequence[int], optimize: str = "auto") -> Plan:
+def plan(equation: str, *shapes: Sequence[int], optimize: str = "auto", paths: Sequence[Path] = ()) -> Plan:
     """A path for ``einsum(equation)`` at these shapes: ``plan(eq, *shapes)(*x) == einsum(eq, *x)``.
 
     opt_einsum searches the path here, once; a call of the plan never searches.
@@ -117,6 +141,8 @@ def plan(equation: str, *shapes: Sequence[int], optimize: str = "auto") -> Plan:
             No leg may repeat within one operand.
         *shapes: One shape per operand, no size below 1.
         optimize: Any path finder that opt_einsum knows by name (``"auto"``, ``"optimal"``, ``"dp"``, ...).
+        paths: Further paths to weigh, as opt_einsum writes them. Of all, the one of least :attr:`Plan.cost`
+            is taken: it may have more flops than the found one, and fewer copies.
 
     Returns:
         The plan, in the time of one path search (about a millisecond for ten operands), or at once where
@@ -139,16 +165,19 @@ def plan(equation: str, *shapes: Sequence[int], optimize: str = "auto") -> Plan:
         opt_einsum.paths.get_path_fn(optimize)
     except KeyError as error:
         raise SpecError(f"opt_einsum has no path finder {optimize!r}; 'auto' always is one") from error
-    return _search(equation, tuple(tuple(int(size) for size in shape) for shape in shapes), optimize)
+    own = tuple(tuple(int(size) for size in shape) for shape in shapes)
+    return _search(equation, own, optimize, tuple(tuple(path) for path in paths))
 
 
 @lru_cache(maxsize=4096)
-def _search(equation: str, shapes: tuple[Shape, ...], optimize: str) -> Plan:
+def _search(
+    equation: str, shapes: tuple[Shape, ...], optimize: str, paths: tuple[tuple[tuple[int, ...], ...], ...]
+) -> Plan:
     """The plan, remembered: layers of one shape, and the candidates of a conversion, share it."""
     sizes = _leg_sizes(equation, shapes)
-    path, _ = opt_einsum.contract_path(equation, *shapes, shapes=True, optimize=optimize)
-    steps = tuple(_steps(equation, path, sizes))
-    return Plan(equation, shapes, steps, sum(s.flops for s in steps), max(math.prod(s.shape) for s in steps))
+    found, _ = opt_einsum.contract_path(equation, *shapes, shapes=True, optimize=optimize)
+    plans = [Plan(equation, shapes, tuple(_steps(equation, path, sizes))) for path in (found, *paths)]
+    return min(plans, key=lambda plan: plan.cost)
 
 
 def _leg_sizes(equation: str, shapes: tuple[Shape, ...]) -> Sizes:
@@ -178,10 +207,12 @@ def _steps(equation: str, path: Sequence[tuple[int, ...]], sizes: Sizes) -> Iter
     inputs, output = equation.split("->")
     work = inputs.split(",")
     for chosen in path:
-        positions = tuple(sorted(chosen))
+        positions = tuple(chosen)
         terms = [work[position] for position in positions]
         work = [term for i, term in enumerate(work) if i not in positions]
         result = _natural(terms, set("".join([output, *work]))) if work else output
+        if len(terms) == 2 and not work and _is_order(_natural(terms[::-1], set(output)), output, sizes):
+            positions, terms = positions[::-1], terms[::-1]  # the product comes out in the wanted order
         yield _step(terms, positions, result, sizes)
         work.append(result)
 
@@ -217,7 +248,13 @@ def _step(terms: Sequence[str], positions: tuple[int, ...], output: str, sizes: 
         shape=tuple(sizes[leg] for leg in result),
         permute=_order(result, output),
         flops=alone + (2 * b * m * k * n if len(terms) == 2 else 0),
+        copies=0 if _is_order(result, output, sizes) else b * m * n,
     )
+
+
+def _is_order(legs: str, wanted: str, sizes: Sizes) -> bool:
+    """Whether the legs stand in the wanted order, those of size 1 apart."""
+    return [leg for leg in legs if sizes[leg] > 1] == [leg for leg in wanted if sizes[leg] > 1]
 
 
 def _without(legs: str, others: str) -> str:

@@ -10,6 +10,7 @@ from tntune.maps.latent import LATENT_ALGORITHM, Latent, gaussian_latent
 from tntune.maps.latent_train import LatentTrain
 from tntune.maps.layout import Concat, Geometry, Joined, Layout
 from tntune.maps.lora import LoRA
+from tntune.maps.member import Member
 from tntune.maps.site import GENERATOR_KEY, Site
 from tntune.maps.tensorguide import TensorGuide
 from tntune.maps.tt_lora import TTLoRA
@@ -30,6 +31,7 @@ __all__ = [
     "LatentTrain",
     "Layout",
     "LoRA",
+    "Member",
     "Site",
     "TTLoRA",
     "TensorGuide",

@@ -84,6 +84,14 @@ class Layout(ABC):
         Axes in front of the shapes of :meth:`selections` (open latent legs) stay in front.
         """
 
+    def up_selections(self, geometry: Geometry, site: int | None = None) -> tuple[Selection, ...]:
+        """The contractions that make up, for :meth:`read_up`; more than that where up lies among the rest."""
+        return self.selections(geometry, site)
+
+    def read_up(self, parts: tuple[Tensor, ...], geometry: Geometry) -> Tensor:
+        """Up ``(sites, out, width)`` from those contractions."""
+        return self.read(parts, geometry).up
+
     @abstractmethod
     def write(self, down: Tensor, up: Tensor) -> Tensor:
         """The tensor of shape ``modes`` from which the factors are read; its padding is zero."""
@@ -127,23 +135,35 @@ class Concat(Layout):
             )
 
     def selections(self, geometry: Geometry, site: int | None = None) -> tuple[Selection, ...]:
-        names = tuple(f"m{k}" for k in range(len(self.modes)))
-        legs = tuple(((name, m, 0, m),) for name, m in zip(names, self.modes, strict=True))
-        return (Selection(legs, names, (math.prod(self.modes),)),)
+        return (self._tail(0),)
+
+    def up_selections(self, geometry: Geometry, site: int | None = None) -> tuple[Selection, ...]:
+        entries = geometry.width * geometry.out_features
+        return (self._tail(self.modes[0] - math.ceil(entries / math.prod(self.modes[1:]))),)
+
+    def read_up(self, parts: tuple[Tensor, ...], geometry: Geometry) -> Tensor:
+        (flat,) = parts
+        return _matrix(flat[..., -geometry.width * geometry.out_features :], geometry.width).mT
 
     def read(self, parts: tuple[Tensor, ...], geometry: Geometry) -> Factors:
         (flat,) = parts
         d, q, width = geometry
-        first, second = flat[..., : d * width], flat[..., d * width :]
-        down = first.reshape(*first.shape[:-1], 1, d, width).mT
-        up = second.reshape(*second.shape[:-1], 1, width, q).mT
-        return Factors(down, up)
+        first, second = torch.split(flat, [d * width, q * width], dim=-1)
+        return Factors(_matrix(first, d).mT, _matrix(second, width).mT)
 
     def write(self, down: Tensor, up: Tensor) -> Tensor:
         return torch.cat([down[0].mT.reshape(-1), up[0].mT.reshape(-1)]).reshape(self.modes)
 
     def up_entries(self, geometry: Geometry) -> tuple[int, Tensor] | None:
         return None
+
+    def _tail(self, start: int) -> Selection:
+        """The entries from this slice of the first mode on."""
+        names = tuple(f"m{k}" for k in range(len(self.modes)))
+        rest = ((name, m, 0, m) for name, m in zip(names[1:], self.modes[1:], strict=True))
+        first, length = self.modes[0], self.modes[0] - start
+        legs = (((names[0], first, start, length),), *((leg,) for leg in rest))
+        return Selection(legs, names, (length * math.prod(self.modes[1:]),))
 
 
 @dataclass(frozen=True)
@@ -156,7 +176,9 @@ class Joined(Layout):
             2); ``f``, ``f1``, ``f2``, ...: the digits of the feature index, in the order of their
             numbers, the first the most significant; ``w``...: the digits of the width index; ``io``...:
             instead of side and f, the digits of one index that runs over the D inputs and then the Q
-            outputs; ``layer`` and ``proj``: one site for each pair.
+            outputs; a single ``io`` beside a side: the same index, of which each side reads its own part
+            (``"io (layer side w)"``: bases of inputs and outputs, and coefficients of every layer and side);
+            ``layer`` and ``proj``: one site for each pair.
         sizes: Size of each leg, in the order in which the pattern names them. Feature digits may
             exceed what is needed; that padding is cut off, and not generated where the leading digit
             can be cut. Width digits are exact.
@@ -220,8 +242,8 @@ class Joined(Layout):
 
     @property
     def family(self) -> str:
-        """The legs that carry features: ``"f"`` beside a side, ``"io"`` without one."""
-        return "f" if "side" in self.legs else "io"
+        """The legs that carry features: ``"f"`` or ``"io"``."""
+        return "f" if digits(self.legs, "f") else "io"
 
     def span(self, family: str) -> int:
         """Size of the index that the digits of a family make: ``w``, ``f`` or ``io``."""
@@ -238,32 +260,34 @@ class Joined(Layout):
 
     def selections(self, geometry: Geometry, site: int | None = None) -> tuple[Selection, ...]:
         d, q, _ = geometry
-        if self.family == "io":
+        if "side" not in self.legs:
             return (self._selection(d + q, site=site),)
+        if self.family == "io":
+            return (self._selection(d, (0, 1), site), self._selection(q, (1, 1), site, start=d))
         if d == q:
             return (self._selection(d, (0, 2), site),)
         return (self._selection(d, (0, 1), site), self._selection(q, (1, 1), site))
 
     def read(self, parts: tuple[Tensor, ...], geometry: Geometry) -> Factors:
         d, q, _ = geometry
-        if self.family == "io":
+        if "side" not in self.legs:
             both = parts[0]
             return Factors(both[..., :d], both[..., d : d + q].mT)
         sides = [side for part in parts for side in part.unbind(-4)]
         return Factors(sides[0][..., :d], sides[1][..., :q].mT)
 
     def write(self, down: Tensor, up: Tensor) -> Tensor:
-        total = self.span(self.family)
-        if self.family == "io":
-            both = _pad(torch.cat([down, up.mT], dim=-1), total)  # (sites, w, io)
+        total, first = self.span(self.family), down.shape[-1] if self.family == "io" else 0
+        if "side" in self.legs:
+            both = torch.stack([_pad(down, total), _pad(up.mT, total, first)])  # (side, sites, w, f or io)
         else:
-            both = torch.stack([_pad(down, total), _pad(up.mT, total)])  # (side, sites, w, f)
+            both = _pad(torch.cat([down, up.mT], dim=-1), total)  # (sites, w, io)
         order = self._order
         split = both.reshape([self.legs[name] for name in order])
         return split.permute([order.index(name) for name in self.legs]).reshape(self.modes)
 
     def up_entries(self, geometry: Geometry) -> tuple[int, Tensor] | None:
-        names = digits(self.legs, "io") or ["side"]
+        names = ["side"] if "side" in self.legs else digits(self.legs, "io")
         if len(names) > 1:
             return None
         (k,) = (k for k, group in enumerate(self.groups) if names[0] in group)
@@ -279,12 +303,17 @@ class Joined(Layout):
         head = [name for name in ("side", "layer", "proj") if name in self.legs]
         return head + digits(self.legs, "w") + digits(self.legs, self.family)
 
-    def _selection(self, needed: int, sides: tuple[int, ...] = (), site: int | None = None) -> Selection:
-        """What to generate: these sides and site, of the leading digit only what ``needed`` needs."""
+    def _selection(
+        self, needed: int, sides: tuple[int, ...] = (), site: int | None = None, *, start: int = 0
+    ) -> Selection:
+        """What to generate: these sides and site, of the leading digit only what ``needed`` needs.
+
+        Only a single leading digit may start elsewhere than at 0.
+        """
         leading = digits(self.legs, self.family)[0]
         inner = self.span(self.family) // self.legs[leading]
         parts = {name: (0, size) for name, size in self.legs.items()}
-        parts[leading] = (0, -(-needed // inner))
+        parts[leading] = (start, -(-needed // inner))
         if sides:
             parts["side"] = (sides[0], sides[1])
         if site is not None:
@@ -302,5 +331,10 @@ def _split(total: int, count: int, *, exact: bool) -> Shape:
     return exact_modes(total, count) if exact else auto_modes(total, order=count).sizes[::-1]
 
 
-def _pad(matrix: Tensor, total: int) -> Tensor:
-    return functional.pad(matrix, (0, total - matrix.shape[-1]))
+def _matrix(flat: Tensor, rows: int) -> Tensor:
+    """Flat entries as row-major matrices of one site: ``(..., 1, rows, columns)``."""
+    return flat.reshape(*flat.shape[:-1], 1, rows, flat.shape[-1] // rows)
+
+
+def _pad(matrix: Tensor, total: int, first: int = 0) -> Tensor:
+    return functional.pad(matrix, (first, total - first - matrix.shape[-1]))

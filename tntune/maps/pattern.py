@@ -54,5 +54,8 @@ def _check_legs(pattern: str, names: list[str]) -> None:
     if not digits(names, "w"):
         raise SpecError(f"layout {pattern!r} has no width leg w")
     features, joint, side = digits(names, "f"), digits(names, "io"), "side" in names
-    if not ((features and side and not joint) or (joint and not side and not features)):
-        raise SpecError(f"layout {pattern!r} needs a side leg and f legs, or io legs instead of both")
+    if bool(features) == bool(joint) or (features and not side) or (side and len(joint) > 1):
+        raise SpecError(
+            f"layout {pattern!r} needs a side leg and f legs, or io legs instead of both, or a side leg and "
+            "one io leg"
+        )

@@ -1,7 +1,7 @@
 """TensorGuide: one tensor train generates both matrices of an adapter."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,13 @@ from tntune.tt.rank_rule import RankRule
 __all__ = ["TensorGuide"]
 
 Contractions = tuple[tuple[Selection, Plan], ...]
+
+
+class Plans(NamedTuple):
+    """The contractions of both factors and, where a frozen start is subtracted from it, of up alone."""
+
+    both: Contractions
+    up: Contractions
 
 
 @dataclass(frozen=True)
@@ -62,8 +69,8 @@ class TensorGuide(WeightMap):
     start: str = "zero"
     train: LatentTrain = field(init=False, repr=False, compare=False)
     subtracts_start: bool = field(init=False, repr=False, compare=False)
-    _plans: Contractions = field(init=False, repr=False, compare=False)
-    _site_plans: tuple[Contractions, ...] = field(init=False, repr=False, compare=False)
+    _plans: Plans = field(init=False, repr=False, compare=False)
+    _site_plans: tuple[Plans, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name in ("in_features", "out_features", "width"):
@@ -77,9 +84,9 @@ class TensorGuide(WeightMap):
         object.__setattr__(self, "ranks", train.ranks)
         subtracts = self.start == "zero" and self.layout.up_entries(self.geometry) is None
         object.__setattr__(self, "subtracts_start", subtracts)
-        object.__setattr__(self, "_plans", self._contractions(None))
+        object.__setattr__(self, "_plans", self._plans_of(None))
         sites = range(self.sites) if self.sites > 1 else ()
-        object.__setattr__(self, "_site_plans", tuple(self._contractions(site) for site in sites))
+        object.__setattr__(self, "_site_plans", tuple(self._plans_of(site) for site in sites))
 
     @classmethod
     def concat(
@@ -111,7 +118,7 @@ class TensorGuide(WeightMap):
 
     @property
     def plans(self) -> tuple[Plan, ...]:
-        return tuple(plan for _, plan in self._plans)
+        return tuple(plan for _, plan in (*self._plans.both, *self._plans.up))
 
     @property
     def param_shapes(self) -> Shapes:
@@ -173,36 +180,39 @@ class TensorGuide(WeightMap):
             k, entries = found
             cores[k].index_fill_(-2, entries, 0)
 
-    def _contractions(self, site: int | None) -> Contractions:
+    def _plans_of(self, site: int | None) -> Plans:
         """What to generate for all sites, or for one, and how."""
-        return tuple((s, self._plan(s)) for s in self.layout.selections(self.geometry, site))
+        both = self.layout.selections(self.geometry, site)
+        up = self.layout.up_selections(self.geometry, site) if self.subtracts_start else ()
+        return Plans(*(tuple((s, self._plan(s)) for s in chosen) for chosen in (both, up)))
 
     def _plan(self, selection: Selection) -> Plan:
         legs = [[(name, length) for name, _, _, length in mode] for mode in selection.legs]
         return self.train.contraction(legs, selection.output)
 
-    def _read(self, plans: Contractions, params: Tensors, fixed: Tensors) -> Factors:
+    def _read(self, plans: Plans, params: Tensors, fixed: Tensors) -> Factors:
         """The factors that these contractions make, less the frozen start."""
-        cores = [params[name] for name in self.train.names("tt_")]
-        down, up = self._factors(plans, cores, fixed)
+        cores, own = gather([params[name] for name in self.train.names("tt_")])
+        down, up = self.layout.read(self._generate(plans.both, cores, fixed), self.geometry)
         if self.subtracts_start:
             names = self.train.names("tt_start_")
             start = [fixed[name].to(core) for name, core in zip(names, cores, strict=True)]
-            up = up - self._factors(plans, start, fixed).up
-        return Factors(down, up)
-
-    def _factors(self, plans: Contractions, named: list[Tensor], fixed: Tensors) -> Factors:
-        cores, own = gather(named)
-        lead = (self.latent.size,) if self.latent.mode == "mean" else ()
-        parts = tuple(
-            self.train.generate(run, _sliced(cores, selection), fixed, "tt_").reshape(lead + selection.shape)
-            for selection, run in plans
-        )
-        down, up = self.layout.read(parts, self.geometry)
-        if lead:  # (n, sites, M, D) and (n, sites, Q, M) side by side: (sites, n M, D) and (sites, Q, n M)
+            # both by the same plan, so that they cancel to the last bit at the start
+            own_up, start_up = (self._generate(plans.up, each, fixed) for each in (cores, start))
+            up = self.layout.read_up(own_up, self.geometry) - self.layout.read_up(start_up, self.geometry)
+        if self.latent.mode == "mean":
+            # (n, sites, M, D) and (n, sites, Q, M) side by side: (sites, n M, D) and (sites, Q, n M)
             down = down.movedim(0, 1).flatten(1, 2)
             up = up.movedim(0, -2).flatten(-2)
         return Factors(down.to(own), up.to(own))
+
+    def _generate(self, plans: Contractions, cores: list[Tensor], fixed: Tensors) -> tuple[Tensor, ...]:
+        """The tensors of these contractions; for the mean over z with its open legs as one in front."""
+        lead = (self.latent.size,) if self.latent.mode == "mean" else ()
+        return tuple(
+            self.train.generate(run, _sliced(cores, selection), fixed, "tt_").reshape(lead + selection.shape)
+            for selection, run in plans
+        )
 
 
 def _sliced(cores: list[Tensor], selection: Selection) -> list[Tensor]:
