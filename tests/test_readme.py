@@ -3,10 +3,15 @@
 import doctest
 from pathlib import Path
 
+import pytest
+
 README = Path(__file__).parent.parent / "README.md"
 
 
+@pytest.mark.peft
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # PEFT asks transformers for it
 def test_examples_print_what_the_readme_says(tmp_path, monkeypatch):
+    pytest.importorskip("peft")
     examples = README.parent / "examples"
     (tmp_path / "examples").symlink_to(examples, target_is_directory=True)
     monkeypatch.chdir(tmp_path)
