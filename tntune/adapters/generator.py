@@ -87,8 +87,9 @@ class FactorGenerator(nn.Module):
         return self._cache.factors(tensors, site, lambda: self._factors({}, site))
 
     def train(self, mode: bool = True) -> "FactorGenerator":
-        """As ever; and what was kept is forgotten: a change that no version shows does not outlive this."""
-        self._cache.clear()
+        """As ever; a change of mode forgets what was kept, so that no unseen change outlives it."""
+        if mode != self.training:
+            self._cache.clear()
         return super().train(mode)
 
     def tensors(self) -> dict[str, Tensor]:
