@@ -26,7 +26,7 @@ slow: $(READY)  ## the tests that take minutes
 	@$(BIN)/python -m pytest -m slow
 
 bench: $(READY)  ## one table per question, each a ratio measured in one run
-	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+	@$(BIN)/python benchmarks/run.py --all
 
 clean:  ## remove the environment and every cache
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
