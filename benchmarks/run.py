@@ -3,7 +3,7 @@
     python benchmarks/run.py --all                 # every script, about half an hour
     python benchmarks/run.py layer generator       # these only
     python benchmarks/run.py --all --json          # the records on stdout as one JSON document
-    python benchmarks/run.py --readme              # rewrite the README's section from the tables that are there
+    python benchmarks/run.py --readme              # rewrite the README's section from these tables
 
 A table is what a script prints; a record is one of its rows by column. Nothing is judged but the bars below.
 """
