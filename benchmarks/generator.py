@@ -4,8 +4,8 @@
 
 The published network of the paper: 512 inputs, 2 outputs, width 1,024, modes 16 x 8 x 257 x 16, a fixed
 latent, 526,336 entries. Theirs is the formula as the published layer runs it, one ``torch.einsum`` over all
-cores per call. Beside it the time to fill as many numbers, below which nothing can go. CPU seconds of one thread, in
-turn in one process; medians of rounds, with quartiles of the ratio.
+cores per call. Beside it the time to fill as many numbers, below which nothing can go. CPU seconds of one
+thread, in turn in one process; medians of rounds, with quartiles of the ratio.
 """
 
 import argparse

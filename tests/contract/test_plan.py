@@ -264,3 +264,33 @@ def test_a_plan_holds_no_tensors() -> None:
     run = plan("ab,bc->ac", (2, 3), (3, 4))
     assert isinstance(run, Plan)
     assert not any(isinstance(value, Tensor) for step in run.steps for value in vars(step).values())
+
+
+PATHS = {
+    "left to right": ((0, 1), (3, 0), (2, 0), (1, 0)),
+    "halves": ((0, 1), (0, 1), (0, 2), (0, 1)),
+}
+
+
+@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
+def test_any_path_gives_the_same(path: tuple) -> None:
+    equation = "amb,bnc,cpd,dqe,x->mnpqx"
+    shapes = [(1, 4, 2), (2, 3, 3), (3, 2, 2), (2, 5, 1), (2,)]
+    tensors = random(shapes)
+    free = plan(equation, *shapes)
+    assert plan(equation, *shapes, paths=[path]).cost <= free.cost
+    assert close(plan(equation, *shapes, paths=[path])(*tensors), torch.einsum(equation, *tensors))
+
+
+def test_the_cheapest_of_the_given_paths_is_taken() -> None:
+    equation, shapes = "ab,bc,cd->ad", [(2, 300), (300, 3), (3, 4)]
+    found = plan(equation, *shapes)
+    assert plan(equation, *shapes, paths=[((1, 2), (0, 1))]) == found  # right to left is dearer
+    dear = plan(equation, *shapes, optimize="auto").cost
+    assert dear == found.cost
+
+
+def test_a_result_in_the_wanted_order_is_not_copied() -> None:
+    assert plan("ab,bc->ac", (2, 3), (3, 4)).steps[0].copies == 0
+    assert plan("ab,bc->ca", (2, 3), (3, 4)).steps[0].copies == 0  # the operands are exchanged
+    assert plan("abx,bcx->acx", (2, 3, 2), (3, 4, 2)).steps[0].copies == 16

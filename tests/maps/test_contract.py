@@ -44,6 +44,16 @@ def test_shapes_and_dtypes(map: WeightMap, dtype: torch.dtype) -> None:
 
 
 @ALL
+def test_one_site_is_its_slice_of_all(map: WeightMap) -> None:
+    params, fixed = tensors_of(map)
+    down, up = map.factors(params, fixed)
+    for site in range(map.sites):
+        own = map.site_factors(params, fixed, site)
+        assert close(own.down, down[site : site + 1])
+        assert close(own.up, up[site : site + 1])
+
+
+@ALL
 def test_num_parameters_counts_the_tensors(map: WeightMap) -> None:
     params, _ = map.init()
     assert map.num_parameters == sum(tensor.numel() for tensor in params.values())

@@ -72,6 +72,7 @@ MAPS: dict[str, WeightMap] = {
     "joined resample": joined("side f1 f2 w", (5, 3, 2), latent="resample"),
     "joined io": joined("io w", (5, 3, 2)),
     "joined io digits": joined("io1 w io2", (5, 4, 2), latent="fixed"),
+    "joined io beside side": joined("io (layer side w)", (5, 3, 2), layers=3),
     "joined layers": joined("layer proj side f1 f2 w", (4, 4, 2), layers=3, projections=2),
     "joined layers io": joined("w (layer io)", (3, 4, 2), layers=2, latent="fixed"),
     "joined paper": joined("side f w", (3, 4, 2), latent="fixed", start="paper"),
