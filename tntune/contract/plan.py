@@ -28,10 +28,11 @@ class Step:
         equation: Equation of the one or two operands.
         positions: Where the operands stand in the working list; they are removed, the result is appended.
         sums: For each operand the axes of legs that nobody else has, summed first.
-        orders: For each operand the permutation to (batch, rows, summed) or (batch, summed, columns).
+        orders: For each operand the permutation to (batch, rows, summed) or (batch, summed, columns); empty
+            where the legs stand so.
         groups: For each of two operands those sizes; no batch size where no leg is a batch.
         shape: Sizes of the legs of the result, before ``permute``.
-        permute: The permutation to the output of the equation.
+        permute: The permutation to the output of the equation; empty where the legs stand so.
         flops: One for each entry that is summed first, two for each product of entries.
         copies: Entries of the result, where its legs are not in the order of the equation.
 
@@ -64,13 +65,13 @@ class Step:
     def __call__(self, tensors: Sequence[Tensor]) -> Tensor:
         """Run the step on its one or two operands, in O(``flops``)."""
         parts = [
-            (tensor.sum(axes) if axes else tensor).permute(order)
+            _permuted(tensor.sum(axes) if axes else tensor, order)
             for tensor, axes, order in zip(tensors, self.sums, self.orders, strict=True)
         ]
         if len(parts) == 2:
-            left, right = (part.reshape(group) for part, group in zip(parts, self.groups, strict=True))
-            parts = [(left @ right).reshape(self.shape)]
-        return parts[0].permute(self.permute)
+            left, right = (_reshaped(part, group) for part, group in zip(parts, self.groups, strict=True))
+            parts = [_reshaped(left @ right, self.shape)]
+        return _permuted(parts[0], self.permute)
 
 
 @dataclass(frozen=True)
@@ -271,4 +272,13 @@ def _axes(term: str, kept: str) -> tuple[int, ...]:
 
 
 def _order(legs: str, wanted: str) -> tuple[int, ...]:
-    return tuple(legs.index(leg) for leg in wanted)
+    return () if legs == wanted else tuple(legs.index(leg) for leg in wanted)
+
+
+def _permuted(tensor: Tensor, order: tuple[int, ...]) -> Tensor:
+    """The axes in this order; each view that is spared is a node less in a backward."""
+    return tensor.permute(order) if order else tensor
+
+
+def _reshaped(tensor: Tensor, shape: Shape) -> Tensor:
+    return tensor if tensor.shape == shape else tensor.reshape(shape)

@@ -219,7 +219,9 @@ def _sliced(cores: list[Tensor], selection: Selection) -> list[Tensor]:
     """Each core with its mode split into legs, and each leg cut to what the selection generates."""
     views = []
     for core, legs in zip(cores, selection.legs, strict=True):
-        view = core.reshape(*core.shape[:-2], *(size for _, size, _, _ in legs), core.shape[-1])
+        view = core
+        if len(legs) > 1:
+            view = core.reshape(*core.shape[:-2], *(size for _, size, _, _ in legs), core.shape[-1])
         for axis, (_, size, start, length) in enumerate(legs, core.ndim - 2):
             view = view if length == size else view.narrow(axis, start, length)
         views.append(view)
