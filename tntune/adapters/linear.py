@@ -213,7 +213,7 @@ def check_fit(base: nn.Module, map: WeightMap) -> None:
 
 def _only(factors: Factors) -> Factors:
     """The factors of the one site that was generated."""
-    return Factors(factors.down[0], factors.up[0])
+    return Factors(factors.down.squeeze(0), factors.up.squeeze(0))
 
 
 def _called(module: nn.Module, inputs: object) -> None:

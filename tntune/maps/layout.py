@@ -271,10 +271,11 @@ class Joined(Layout):
     def read(self, parts: tuple[Tensor, ...], geometry: Geometry) -> Factors:
         d, q, _ = geometry
         if "side" not in self.legs:
-            both = parts[0]
-            return Factors(both[..., :d], both[..., d : d + q].mT)
+            both = _cut(parts[0], d + q)
+            first, second = torch.split(both, [d, q], dim=-1)
+            return Factors(first, second.mT)
         sides = [side for part in parts for side in part.unbind(-4)]
-        return Factors(sides[0][..., :d], sides[1][..., :q].mT)
+        return Factors(_cut(sides[0], d), _cut(sides[1], q).mT)
 
     def write(self, down: Tensor, up: Tensor) -> Tensor:
         total, first = self.span(self.family), down.shape[-1] if self.family == "io" else 0
@@ -329,6 +330,11 @@ class Joined(Layout):
 def _split(total: int, count: int, *, exact: bool) -> Shape:
     """Digits, the first the largest: the finer the leading digit, the less padding is generated."""
     return exact_modes(total, count) if exact else auto_modes(total, order=count).sizes[::-1]
+
+
+def _cut(matrix: Tensor, columns: int) -> Tensor:
+    """The first columns; the matrix itself where it has no more."""
+    return matrix if matrix.shape[-1] == columns else matrix[..., :columns]
 
 
 def _matrix(flat: Tensor, rows: int) -> Tensor:

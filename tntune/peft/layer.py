@@ -60,6 +60,7 @@ class TensorGuideLayer(BaseTunerLayer):
         self.r: dict[str, int] = {}
         self.activation: dict[str, str] = {}
         self._default_scaling: dict[str, float] = {}
+        self.cast_input_dtype_enabled = True  # what peft.helpers.disable_input_dtype_casting switches
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self._unmerged: list[nn.Parameter] = []  # a list: nothing in it is registered
@@ -104,7 +105,7 @@ class TensorGuideLayer(BaseTunerLayer):
         if group:
             check_recomputation()
         down, up = self.generator(adapter)(site)
-        return Factors(down[0], up[0])
+        return Factors(down.squeeze(0), up.squeeze(0))
 
     def stored_factors(self, adapter: str) -> Factors:
         """The factors at the stored latent, with the scale in ``up``: what is merged and exported."""
@@ -243,17 +244,12 @@ class Linear(nn.Module, TensorGuideLayer):
         return result.to(dtype)
 
     def get_delta_weight(self, adapter: str) -> Tensor:
-        """``ΔW = scale * up @ down`` as the base stores its weight, in float32 at least.
+        """``ΔW = scale * up @ down`` as the base stores its weight, in the dtype of the cores.
 
         Raises:
             UnsupportedError: Where σ is not linear, so that no matrix equals the adapter.
         """
-        self.check_linear(adapter)
-        down, up = self.stored_factors(adapter)
-        wide = torch.promote_types(up.dtype, torch.float32)
-        with without_autocast(up.device):
-            delta = up.to(wide) @ down.to(wide)
-        return delta.T if isinstance(self.get_base_layer(), Conv1D) else delta
+        return self._delta(adapter).to(self.generator(adapter).weight.dtype)
 
     @torch.no_grad()
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
@@ -274,7 +270,7 @@ class Linear(nn.Module, TensorGuideLayer):
         adapters = [adapter for adapter in named if adapter in self.tensorguide_site]
         self.check_mergeable(adapters)
         for adapter in adapters:
-            self._shift_weight(self.get_delta_weight(adapter), adapter if safe_merge else None)
+            self._shift_weight(self._delta(adapter), adapter if safe_merge else None)
             self.merged_adapters.append(adapter)
 
     @torch.no_grad()
@@ -287,7 +283,7 @@ class Linear(nn.Module, TensorGuideLayer):
             self.get_base_layer().weight = self._unmerged.pop()
             self.merged_adapters.clear()
         while self.merged_adapters:
-            self._shift_weight(-self.get_delta_weight(self.merged_adapters.pop()), None)
+            self._shift_weight(-self._delta(self.merged_adapters.pop()), None)
 
     def __repr__(self) -> str:
         return "tensorguide." + super().__repr__()
@@ -311,6 +307,15 @@ class Linear(nn.Module, TensorGuideLayer):
         if self.scaling[adapter] != 1.0:
             hidden = hidden * self.scaling[adapter]
         return functional.linear(hidden, up.to(x))
+
+    def _delta(self, adapter: str) -> Tensor:
+        """ΔW in float32 at least: what is added to the base."""
+        self.check_linear(adapter)
+        down, up = self.stored_factors(adapter)
+        wide = torch.promote_types(up.dtype, torch.float32)
+        with without_autocast(up.device):
+            delta = up.to(wide) @ down.to(wide)
+        return delta.T if isinstance(self.get_base_layer(), Conv1D) else delta
 
     def _shift_weight(self, delta: Tensor, checked: str | None) -> None:
         """Add to the base's weight; where an adapter is named, only if the sum is finite."""
