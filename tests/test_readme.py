@@ -9,7 +9,7 @@ README = Path(__file__).parent.parent / "README.md"
 
 
 @pytest.mark.peft
-@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # PEFT asks transformers for it
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # asked by PEFT
 def test_examples_print_what_the_readme_says(tmp_path, monkeypatch):
     pytest.importorskip("peft")
     examples = README.parent / "examples"

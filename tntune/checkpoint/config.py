@@ -39,7 +39,7 @@ _EMBEDDING_NAMES = ("embed_tokens", "lm_head", "wte", "word_embeddings")
 
 
 def carried(config: Json) -> Json:
-    """What another adapter of the same base model takes over: those items of :data:`CARRIED_KEYS` that are set.
+    """What another adapter of the same base model takes over: the set ones of :data:`CARRIED_KEYS`.
 
     Example:
         >>> carried({"r": 8, "task_type": "CAUSAL_LM", "bias": "none"})

@@ -5,7 +5,9 @@ from typing import Annotated
 
 import typer
 
+from tntune.checkpoint.calibration import open_calibration
 from tntune.checkpoint.folder import open_adapter
+from tntune.cli.calibrate import load_model
 from tntune.cli.console import emit, emit_json, note, percent, progress_bar, table
 from tntune.cli.options import (
     Json,
@@ -21,14 +23,18 @@ from tntune.cli.options import (
     parse_dtype,
 )
 from tntune.convert.convert import convert_lora
+from tntune.convert.divergence import model_divergence
 from tntune.convert.encode import DEFAULT_LAYOUTS
 from tntune.convert.export import export_lora
-from tntune.convert.report import ConversionReport
+from tntune.convert.report import CandidateReport, ConversionReport
 from tntune.convert.rounding import round_adapter
 from tntune.convert.settings import METHODS, ConversionSettings
+from tntune.convert.task import Task
 from tntune.errors import SpecError
 
 __all__ = ["convert", "export", "round_"]
+
+_WEIGHED = ("candidate", "parameters", "error", "task norm", "divergence")
 
 
 def convert(
@@ -43,6 +49,17 @@ def convert(
         list[str] | None,
         typer.Option(
             help=f"Layout to choose from, repeatable. Default: {', '.join(map(repr, DEFAULT_LAYOUTS))}."
+        ),
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(help="File of tntune calibrate: errors are weighed as the model feels them."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="With --calibration: package.module:function returning (base model, held-out "
+            "batches), on which the candidates are judged."
         ),
     ] = None,
     activation: Annotated[
@@ -65,8 +82,11 @@ def convert(
         activation,
         parse_dtype(dtype),
     )
+    task = _task(source, calibration, model)
     with progress_bar(not quiet) as progress:
-        report = convert_lora(source, output, settings, overwrite=overwrite, carry=carry, progress=progress)
+        report = convert_lora(
+            source, output, settings, overwrite=overwrite, carry=carry, progress=progress, task=task
+        )
     _finish(report, json)
 
 
@@ -116,6 +136,19 @@ def export(
     if report.params_after > report.params_before:
         note("as plain factors the adapter has more parameters than as trains; tntune round lowers both")
     note(f"error by rounding to {', '.join(report.dtypes)}: {percent(report.relative_error)}")
+
+
+def _task(source: Path, calibration: Path | None, model: str | None) -> Task | None:
+    """What the options say of the adapter's use."""
+    if calibration is None:
+        if model is not None:
+            raise SpecError("--model judges candidates that --calibration makes; give both")
+        return None
+    opened = open_calibration(calibration)
+    if model is None:
+        return Task(opened)
+    base, batches = load_model(model)
+    return Task(opened, model_divergence(base, batches, source))
 
 
 def _finish(report: ConversionReport, json: bool) -> None:
@@ -168,5 +201,21 @@ def _print(report: ConversionReport) -> None:
     ]
     if report.svd_relative_error is not None:
         totals.append(("plain SVD at this size", "", percent(report.svd_relative_error)))
+    if report.task_error is not None:
+        totals.append((f"error, {report.norm}", "", percent(report.task_error)))
     emit("")
     table("", ("total", "before", "after"), totals)
+    if report.candidates:
+        emit("")
+        table(f"written: {report.chosen}", _WEIGHED, [_weighed(each) for each in report.candidates])
+
+
+def _weighed(each: CandidateReport) -> tuple[str, int, str, str, str]:
+    """A row of the table of candidates."""
+    return (
+        each.name,
+        each.params,
+        percent(each.relative_error),
+        "-" if each.task_error is None else percent(each.task_error),
+        "-" if each.divergence is None else percent(each.divergence),
+    )

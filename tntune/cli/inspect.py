@@ -11,6 +11,7 @@ from tntune.checkpoint.tensorguide import TensorGuideFolder
 from tntune.cli.console import emit, emit_json, note, percent, table
 from tntune.cli.options import Json
 from tntune.convert.compare import load_function
+from tntune.maps.member import Member
 
 __all__ = ["inspect"]
 
@@ -43,6 +44,8 @@ def inspect(
         emit_json(summary)
     else:
         _print(summary)
+    if isinstance(opened, TensorGuideFolder) and opened.groups:
+        note(f"{len(opened.groups)} maps serve {len(layers)} layers; each layer shows its whole map")
     if untrained:
         note(f"{len(untrained)} of {len(layers)} layers have ΔW = 0: they do nothing")
 
@@ -59,13 +62,14 @@ def _lora_layers(opened: LoraFolder) -> list[dict[str, Any]]:
 def _guided_layers(opened: TensorGuideFolder) -> list[dict[str, Any]]:
     layers = []
     for name, site in opened.sites.items():
-        layout = getattr(site.map, "layout", None)
+        map = site.map.whole if isinstance(site.map, Member) else site.map
+        layout = getattr(map, "layout", None)
         layers.append(
             _layer(opened, name, (site.map.out_features, site.map.in_features))
-            | {"kind": site.map.kind, "width": site.map.width}
-            | {"ranks": list(getattr(site.map, "ranks", [site.map.width]))}
+            | {"kind": map.kind, "width": map.width, "shared": map.sites}
+            | {"ranks": list(getattr(map, "ranks", [map.width]))}
             | {"layout": getattr(layout, "pattern", getattr(layout, "kind", None))}
-            | {"params": site.map.num_parameters, "scale": site.scale, "activation": site.activation}
+            | {"params": map.num_parameters, "scale": site.scale, "activation": site.activation}
         )
     return layers
 

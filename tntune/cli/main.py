@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tntune.cli import convert, doctor, inspect, plan, verify
+from tntune.cli import analyze, convert, doctor, inspect, ntk, plan, verify
 from tntune.cli.console import emit, note
 from tntune.errors import TntuneError
 
@@ -14,7 +14,7 @@ __all__ = ["app", "run"]
 
 app = typer.Typer(
     name="tntune",
-    help="Tensor networks for LoRA adapters: inspect, plan, convert, round, export, verify.",
+    help="Tensor networks for LoRA adapters: inspect, plan, convert, round, export, verify, analyze, ntk.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -26,6 +26,8 @@ app.command("convert")(convert.convert)
 app.command("round")(convert.round_)
 app.command("export")(convert.export)
 app.command("verify")(verify.verify)
+app.command("analyze")(analyze.analyze)
+app.command("ntk")(ntk.ntk)
 app.command("doctor")(doctor.doctor)
 
 
@@ -41,7 +43,7 @@ def _main(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Tensor networks for LoRA adapters: inspect, plan, convert, round, export, verify."""
+    """Tensor networks for LoRA adapters: inspect, plan, convert, round, export, verify, analyze, ntk."""
 
 
 def run() -> None:

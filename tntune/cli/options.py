@@ -8,17 +8,26 @@ import typer
 
 from tntune.convert.target import Target
 from tntune.errors import SpecError
+from tntune.report.probe import Probe, read_inputs
 
 __all__ = [
+    "Compare",
+    "Html",
+    "Inputs",
     "Json",
     "MaxParams",
     "MaxRank",
     "Output",
     "Overwrite",
+    "OverwritePage",
     "Params",
     "Quiet",
+    "Readouts",
+    "Samples",
+    "Seed",
     "StoredDtype",
     "Tolerance",
+    "make_probe",
     "make_target",
     "parse_dtype",
 ]
@@ -40,6 +49,25 @@ MaxRank = Annotated[int | None, typer.Option(help="Cap on every rank.")]
 StoredDtype = Annotated[
     str | None, typer.Option("--dtype", help=f"Dtype to store: {', '.join(_DTYPES)}. Kept by default.")
 ]
+
+Compare = Annotated[
+    list[Path] | None, typer.Option(help="Another adapter folder, side by side with the first; repeatable.")
+]
+Inputs = Annotated[
+    Path | None,
+    typer.Option(help="Real inputs: torch.save({module path: x (n, in)}, FILE). Default: standard normal."),
+]
+Samples = Annotated[int, typer.Option(help="Number of inputs that are drawn for each layer.")]
+Readouts = Annotated[int, typer.Option(help="Random directions along which a layer's outputs are read.")]
+Seed = Annotated[int, typer.Option(help="Seed of inputs, read-outs and fresh starts.")]
+Html = Annotated[Path | None, typer.Option(help="Write one self-contained page to this file.")]
+OverwritePage = Annotated[bool, typer.Option("--overwrite", help="Replace the page that is there.")]
+
+
+def make_probe(inputs: Path | None, samples: int, readouts: int, seed: int) -> Probe:
+    """What kernels of single layers are taken on."""
+    given = {} if inputs is None else read_inputs(inputs)
+    return Probe(samples, readouts, seed, given)
 
 
 def make_target(

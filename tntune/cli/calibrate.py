@@ -1,0 +1,76 @@
+"""``tntune calibrate``: what a model does with the errors of its adapter, as a small file."""
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from torch import nn
+
+from tntune.checkpoint.calibration import save_calibration
+from tntune.cli.console import emit, emit_json
+from tntune.cli.options import Json
+from tntune.convert.calibrate import calibrate as run_calibration
+from tntune.errors import OutputError, SpecError
+
+__all__ = ["calibrate", "load_model"]
+
+
+def calibrate(
+    source: Annotated[Path, typer.Argument(help="LoRA folder, as PEFT writes it.")],
+    model: Annotated[
+        str,
+        typer.Option(help="package.module:function that returns (base model, batches); run in this folder."),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write, .safetensors.")],
+    limit: Annotated[
+        int, typer.Option(help="Features of a layer up to which statistics are kept whole.")
+    ] = 4096,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+    json: Json = False,
+) -> None:
+    """Measure which errors of an adapter matter, on texts without labels; convert --calibration uses it.
+
+    Example: tntune calibrate my-lora --model mine:calibration -o my-lora.calibration.safetensors
+    """
+    if output.exists() and not overwrite:
+        raise OutputError(f"{output}: exists already; choose another path, or overwrite it (--overwrite)")
+    base, batches = load_model(model)
+    calibration = run_calibration(base, batches, source, limit=limit)
+    save_calibration(output, calibration, overwrite=overwrite)
+    if json:
+        emit_json({"output": str(output), "layers": list(calibration.names), **calibration.notes})
+        return
+    notes = calibration.notes
+    emit(
+        f"{output}: {len(calibration.names)} layers, {notes['predictions']:,} predictions, "
+        f"{notes['tokens']:,} tokens, {output.stat().st_size:,} bytes"
+    )
+
+
+def load_model(name: str) -> tuple[nn.Module, Any]:
+    """What ``package.module:function`` returns: a model and its batches.
+
+    Raises:
+        SpecError: Where the name has another form, leads nowhere, or something else is returned.
+
+    Example:
+        >>> load_model("mine")
+        Traceback (most recent call last):
+        tntune.errors.SpecError: --model is package.module:function, not 'mine'
+    """
+    module, _, function = name.partition(":")
+    if not module or not function.isidentifier():
+        raise SpecError(f"--model is package.module:function, not {name!r}")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        make = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise SpecError(f"--model {name}: {error}") from error
+    finally:
+        sys.path.pop(0)
+    made = make()
+    if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module)):
+        raise SpecError(f"--model {name}: must return (model, batches), not {type(made).__name__}")
+    return made
