@@ -4,6 +4,7 @@ Then ``get_peft_model(model, TensorGuideConfig(...))``, ``PeftModel.from_pretrai
 users know work as for its own methods.
 """
 
+from tntune.peft.callback import TensorGuideCallback
 from tntune.peft.config import SharedTensorGuideConfig, TensorGuideConfig
 from tntune.peft.layer import Linear, TensorGuideLayer
 from tntune.peft.model import SharedTensorGuideModel, TensorGuideModel
@@ -13,6 +14,7 @@ __all__ = [
     "Linear",
     "SharedTensorGuideConfig",
     "SharedTensorGuideModel",
+    "TensorGuideCallback",
     "TensorGuideConfig",
     "TensorGuideLayer",
     "TensorGuideModel",

@@ -63,7 +63,7 @@ class TensorGuideConfig(PeftConfig):
         trainable_token_indices: Rows of the embeddings that are trained too, as in PEFT.
         dropout: Probability of dropout on the input of the adapter, in training.
         init_weights: True: ΔW = 0. False: random. ``"paper"``, ``"published"``: those starts of TensorGuide.
-            ``"lora:<folder>"``: a trained LoRA, by TT-SVD at these ranks.
+            ``"lora:<folder>"``: a trained LoRA, by TT-SVD at these ranks; what is saved then says False.
         activation: Name of σ between the two factors; only the identity can be merged or become a LoRA.
         method: Kind of the maps: ``"tensorguide"``, ``"tt_lora"`` or ``"lora"``.
         layout: ``"concat"``, or a pattern of named legs; by default ``"f1 f2 (side w)"``.
@@ -130,6 +130,14 @@ class TensorGuideConfig(PeftConfig):
                     f"{key}={kwargs[key]!r} is no field of {cls.__name__}; {_FOREIGN[key]}"
                 )
         return super().__new__(cls)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As PEFT does; an adapter that was made starts from its own tensors, and no more from a LoRA."""
+        found: dict[str, Any] = super().to_dict()
+        is_made = any(found.get(name) for name in _DESCRIBED)
+        if is_made and str(self.init_weights).startswith(FROM_LORA):
+            found["init_weights"] = False
+        return found
 
     def described(self) -> dict[str, Any]:
         """The sites that were given, as a file gives them; none where a field was changed since.

@@ -112,6 +112,18 @@ class TensorGuideModel(BaseTuner):
         for _, layer in self._layers(adapter_name):
             layer.cast_adapter(adapter_name, autocast_adapter_dtype)
 
+    @classmethod
+    def _get_adapter_state_dict(
+        cls,
+        model: nn.Module,
+        config: PeftConfig,
+        adapter_name: str,
+        state_dict: dict[str, Tensor],
+        unwanted_adapter_names: list[str],
+    ) -> dict[str, Tensor]:
+        """Ours by key: PEFT compares keys with paths of modules, and below a unit of FSDP1 they differ."""
+        return {key: tensor for key, tensor in state_dict.items() if _is_generated(key)}
+
     def _check_merge_allowed(self) -> None:
         """Refuse before the first layer is changed."""
         super()._check_merge_allowed()  # type: ignore[no-untyped-call]
@@ -150,11 +162,9 @@ class TensorGuideModel(BaseTuner):
         config = {key: _plain(value) for key, value in self.peft_config[adapter].to_dict().items()}
         config["fan_in_fan_out"] = any(isinstance(each.get_base_layer(), Conv1D) for each in layers.values())
         saved = get_peft_model_state_dict(self, adapter_name=adapter)
-        return {
-            "entries": [_entry(name, layer, adapter) for name, layer in layers.items()],
-            "base_config": config,
-            "passthrough": {key: value for key, value in saved.items() if not _is_generated(key)},
-        }
+        others = {f"base_model.{key}": tensor for key, tensor in saved.items() if not _is_generated(key)}
+        entries = [_entry(name, layer, adapter) for name, layer in layers.items()]
+        return {"entries": entries, "base_config": config, "passthrough": others}
 
 
 class SharedTensorGuideModel(TensorGuideModel):
@@ -277,5 +287,5 @@ def _plain(value: object) -> object:
 
 
 def _is_generated(key: str) -> bool:
-    """Whether a checkpoint's key is of a map's tensor."""
-    return f".{GENERATOR_KEY}." in key or f".{SHARED_KEY}." in key
+    """Whether a key of a model or a checkpoint is of a map's tensor."""
+    return not {GENERATOR_KEY, SHARED_KEY}.isdisjoint(key.split("."))

@@ -116,8 +116,8 @@ def _single(
 
 def _group(config: TensorGuideConfig, geometry: Geometry, modules: Sequence[str]) -> Group:
     """One train over these modules, in the order of its layer and projection modes."""
-    pattern = config.layout or SHARED_LAYOUT
-    ordered, layers, projections = _grid(modules, pattern)
+    ordered, layers, projections = _grid(modules, config.layout or SHARED_LAYOUT)
+    pattern = config.layout or _shared_layout(layers, projections)
     layout = Joined.auto(pattern, geometry, layers=layers, projections=projections)
     latent = make_latent(config.latent, len(layout.modes), config.seed)
 
@@ -158,6 +158,12 @@ def _grid(modules: Sequence[str], pattern: str) -> tuple[tuple[str, ...], int, i
     if "proj" in legs and all(set(block) == set(roles) for block in blocks.values()):
         return tuple(block[role] for block in blocks.values() for role in roles), len(blocks), len(roles)
     return tuple(modules), len(modules), 1
+
+
+def _shared_layout(layers: int, projections: int) -> str:
+    """The default layout without legs of size 1: their cores would only scale the others."""
+    sizes = {"layer": layers, "proj": projections}
+    return " ".join(leg for leg in SHARED_LAYOUT.split(" ") if sizes.get(leg) != 1)
 
 
 def _largest(budget: int, what: str, make: Callable[[int], Map]) -> Map:
