@@ -20,6 +20,7 @@ LAYER_KEYS = {
     "norm",
     "relative_error",
     "svd_relative_error",
+    "task_error",
 }
 REPORT_KEYS = {
     "source",
@@ -37,8 +38,25 @@ REPORT_KEYS = {
     "target_met",
     "passthrough",
     "layers",
+    "norm",
+    "task_error",
+    "divergence",
+    "chosen",
+    "candidates",
 }
-SHAPE_KEYS = {"name", "shape", "norm", "kind", "width", "ranks", "layout", "params", "scale", "activation"}
+SHAPE_KEYS = {
+    "name",
+    "shape",
+    "norm",
+    "kind",
+    "width",
+    "ranks",
+    "layout",
+    "params",
+    "scale",
+    "activation",
+    "shared",
+}
 
 
 @pytest.fixture

@@ -121,7 +121,7 @@ OPTIONS: dict[str, tuple[tuple[object, ...], str]] = {
     "tolerance 1": (("--tolerance", 1), r"in \[0, 1\), not 1"),
     "negative tolerance": (("--tolerance", -1), r"in \[0, 1\), not -1"),
     "infinite tolerance": (("--tolerance", "inf"), r"in \[0, 1\), not inf"),
-    "unknown method": (("--params", 0.5, "--method", "best"), "must be one of tensorguide, svd, auto"),
+    "unknown method": (("--params", 0.5, "--method", "best"), "must be one of tensorguide, joint, svd, auto"),
     "unknown layout": (("--params", 0.5, "--layout", "a b"), "a b"),
     "flat layout": (("--params", 0.5, "--layout", "concat"), "needs joined layouts, not 'concat'"),
     "empty layout": (("--params", 0.5, "--layout", ""), "''"),

@@ -15,7 +15,7 @@ from tests.cli.command import COMMAND, tntune
 from tests.convert.sample import lora_folder
 from tntune.cli.console import note, percent, progress_bar, table
 
-COMMANDS = ("inspect", "plan", "convert", "round", "export", "verify", "doctor")
+COMMANDS = ("inspect", "plan", "convert", "round", "export", "verify", "analyze", "ntk", "doctor")
 LONG = "model.layers.31.self_attn.a_projection_with_a_long_name"
 
 

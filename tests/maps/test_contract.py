@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.support.maps import DTYPES, MAPS, tensors_of, with_full_ranks
+from tests.support.maps import DTYPES, EVERY, tensors_of, with_full_ranks
 from tests.support.tolerance import close
 from tntune.errors import ModeError
-from tntune.maps import Factors, WeightMap, decode_map, encode
+from tntune.maps import DeltaMap, Factors, WeightMap, decode_map, encode
 
-QUICK = ("lora", "tt_lora fixed", "concat mean", "joined unequal primes")
+QUICK = ("lora", "tt_lora fixed", "concat mean", "joined unequal primes", "tenslora Att_QKV_Depth", "metatt")
 """Maps of every kind that also compile in the quick run; the others compile under `-m slow`."""
 
-ALL = pytest.mark.parametrize("map", MAPS.values(), ids=MAPS)
-ZERO = {name: map for name, map in MAPS.items() if map.start == "zero"}
+ALL = pytest.mark.parametrize("map", EVERY.values(), ids=EVERY)
+ZERO = {name: map for name, map in EVERY.items() if map.start == "zero"}
 AT_ZERO = pytest.mark.parametrize("map", ZERO.values(), ids=ZERO)
 
 
@@ -110,7 +110,7 @@ def test_jacrev_is_the_jacobian_of_autograd(map: WeightMap) -> None:
 
 
 @pytest.mark.parametrize(
-    "map", [pytest.param(m, id=n, marks=() if n in QUICK else pytest.mark.slow) for n, m in MAPS.items()]
+    "map", [pytest.param(m, id=n, marks=() if n in QUICK else pytest.mark.slow) for n, m in EVERY.items()]
 )
 def test_compiles_into_one_graph(map: WeightMap) -> None:
     torch.compiler.reset()
@@ -182,14 +182,14 @@ def test_from_factors_is_exact_at_full_ranks(map: WeightMap) -> None:
     assert {name: tuple(tensor.shape) for name, tensor in params.items()} == full.param_shapes
     assert {name: tuple(tensor.shape) for name, tensor in fixed.items()} == full.fixed_shapes
     assert close(full.delta(params, fixed), up @ down)
-    if map.factor_width == map.width:
+    if map.factor_width == map.width and not isinstance(map, DeltaMap):
         assert all(close(a, b) for a, b in zip(full.factors(params, fixed), (down, up), strict=True))
 
 
 @pytest.mark.parametrize("name", ["lora", "tt_lora", "concat random", "joined", "joined io", "joined layers"])
 def test_from_factors_finds_what_the_map_made(name: str) -> None:
     """Where no latent lifts the ranks, no start is subtracted and no padding is lost: the map's own range."""
-    map = MAPS[name]
+    map = EVERY[name]
     down, up = map.factors(*tensors_of(map))
     found = map.factors(*map.from_factors(down, up))
     assert all(close(a, b) for a, b in zip(found, (down, up), strict=True))
@@ -207,13 +207,16 @@ def test_from_factors_refuses_other_shapes(map: WeightMap) -> None:
 def test_zero_start_is_zero_exactly(map: WeightMap, dtype: torch.dtype) -> None:
     params, fixed = map.init(generator(), dtype=dtype)
     down, up = map.factors(params, fixed)
-    assert not up.any()
-    assert down.any()
+    turned = map.network.turned if isinstance(map, DeltaMap) else ()
+    for site in range(map.sites):
+        down_starts_at_zero = bool(turned) and site % map.network.stack_shape[1] in turned
+        assert bool(down[site].any()) is not down_starts_at_zero
+        assert bool(up[site].any()) is down_starts_at_zero
 
 
-@pytest.mark.parametrize("name", sorted(set(MAPS) - set(ZERO)))
+@pytest.mark.parametrize("name", sorted(set(EVERY) - set(ZERO)))
 def test_other_starts_are_not_zero(name: str) -> None:
-    assert MAPS[name].delta(*MAPS[name].init(generator())).any()
+    assert EVERY[name].delta(*EVERY[name].init(generator())).any()
 
 
 @AT_ZERO

@@ -2,7 +2,27 @@
 
 import pytest
 
-from tntune.maps import Concat, Geometry, Latent, LatentTrain, LoRA, TensorGuide, TTLoRA, build_map
+from tntune.maps import (
+    CONSTRUCTIONS,
+    Concat,
+    DeltaTrain,
+    FacT,
+    Geometry,
+    Latent,
+    LatentTrain,
+    LoRA,
+    LoRETTA,
+    LoRTA,
+    LoTR,
+    MetaTT,
+    Stack,
+    TensLoRA,
+    TensorGuide,
+    TTLoRA,
+    WeightMap,
+    build_map,
+    construction_modes,
+)
 
 CONV1 = 64 * 1 * 7 * 7
 """Weights of the backbone's first convolution, which the published scripts train and count as well."""
@@ -75,3 +95,108 @@ def test_joined_by_hand(rank: int) -> None:
     wanted = 2 * first + first * 32 * middle + middle * 24 * rank + rank * 8
     guide = build_map("tensorguide", Geometry(768, 768, 8), rank=rank, layout="side f1 f2 w")
     assert guide.num_parameters == wanted
+
+
+# The family over named modes, at the sizes of RoBERTa-base and ViT-B/16 unless another model is named.
+
+QKV = Stack(768, 768, layers=12, projections=3)
+QV = Stack(768, 768, layers=12, projections=2)
+QKVO = Stack(768, 768, layers=12, projections=4)
+VIT = Stack(768, 768, layers=12, projections=12)
+
+ISORANK = {  # Att, QKV, Depth, Att_QKV, Att_Depth, QKV_Depth, Att_QKV_Depth
+    4: (123_840, 74_640, 18_768, 43_728, 11_040, 6_460, 4_460),
+    8: (261_504, 153_888, 38_688, 130_464, 32_832, 16_504, 39_640),
+    16: (633_600, 344_640, 86_592, 949_056, 237_696, 90_352, 1_062_320),
+}
+"""As the released code counts: the same rank on every mode, above its size too."""
+
+CAPPED = {"QKV_Depth": 6_393, "Att_QKV_Depth": 4_201}
+"""At rank 4, no rank above its mode."""
+
+ISOPARAMETER = {  # ranks and parameters nearest to a LoRA of rank 4 on QKV
+    "Att": ((7, 7, 12), 236_016),
+    "QKV": ((12, 12, 3), 226_476),
+    "Depth": ((37, 37, 12), 220_212),
+    "Att_QKV": ((14, 14, 12, 3), 226_284),
+    "Att_Depth": ((20, 20, 12, 12), 223_584),
+    "QKV_Depth": ((60, 60, 3, 12), 221_913),
+    "Att_QKV_Depth": ((22, 22, 12, 3, 12), 227_689),
+}
+
+
+def heads_of(construction: str) -> int:
+    return 12 if "head" in CONSTRUCTIONS[construction] else 1
+
+
+@pytest.mark.parametrize("rank", ISORANK)
+def test_tenslora_at_equal_rank(rank: int) -> None:
+    for construction, count in zip(CONSTRUCTIONS, ISORANK[rank], strict=True):
+        heads = heads_of(construction)
+        order = len(construction_modes(QKV, construction, heads=heads))
+        assert TensLoRA(QKV, construction, (rank,) * order, heads).num_parameters == count
+        if heads > 1:
+            strided = TensLoRA.isorank(QKV, construction, rank, heads=heads, compat="tenslora")
+            assert strided.num_parameters == count
+
+
+@pytest.mark.parametrize(("construction", "count"), CAPPED.items())
+def test_tenslora_caps_ranks_at_its_modes(construction: str, count: int) -> None:
+    assert TensLoRA.isorank(QKV, construction, 4, heads=heads_of(construction)).num_parameters == count
+
+
+@pytest.mark.parametrize("construction", ISOPARAMETER)
+def test_tenslora_at_equal_parameters(construction: str) -> None:
+    map = TensLoRA.isoparameter(QKV, construction, 221_184, heads=heads_of(construction))
+    assert (map.ranks, map.num_parameters) == ISOPARAMETER[construction]
+
+
+def test_tenslora_by_hand_at_rank_seven() -> None:
+    assert TensLoRA(QKV, "Att", (7, 7, 7), 12).num_parameters == 225_036
+
+
+@pytest.mark.parametrize("construction", CONSTRUCTIONS)
+def test_tenslora_as_cp_meets_its_budget_to_half_a_rank(construction: str) -> None:
+    map = TensLoRA.isoparameter(QKV, construction, 221_184, heads=heads_of(construction), form="cp")
+    assert abs(map.num_parameters - 221_184) <= map.num_parameters / map.width / 2
+
+
+@pytest.mark.parametrize(("rank", "count"), [(2, 110_592), (4, 221_184), (8, 442_368), (16, 884_736)])
+def test_tenslora_baseline(rank: int, count: int) -> None:
+    assert QKV.sites * LoRA(768, 768, rank).num_parameters == count
+
+
+@pytest.mark.parametrize(
+    ("map", "count"),
+    [
+        (LoTR(QV, 8), 13_824),
+        (LoTR(QV, 32), 73_728),
+        (LoTR(QV, 2), 3_168),
+        (LoRTA(QKVO, 1, heads=12), 860),
+        (LoRTA(QKVO, 4, heads=12), 3_440),
+        (LoRTA(QKVO, 8, heads=12, input_heads=(3,)), 6_880),
+        (LoRTA(Stack(1024, 1024, layers=24, projections=4), 8, heads=16), 9_056),
+        (LoRTA(Stack(4096, 4096, layers=32, projections=4), 1, heads=32), 4_292),
+        (FacT(VIT, 16), 61_440),
+        (FacT(VIT, 32, form="tucker"), 86_528),
+        (MetaTT(QV, 8), 13_184),
+        (MetaTT(QV, 16, heads=12), 19_968),
+        (LoRETTA(768, 768, 8, (8, 8, 12, 8), (8, 8, 12, 8), 5), 1_160),
+        (DeltaTrain((64, 4, 3), (3, 4, 64), (1, 5, 5, 5, 5, 5, 1)), 990),
+        (DeltaTrain((16, 8, 4, 4), (4, 4, 8, 16), (1, *[5] * 7, 1)), 960),
+        (DeltaTrain((16, 16, 4, 2), (2, 16, 16), (1, *[5] * 6, 1)), 1_160),
+    ],
+    ids=lambda value: value.kind if isinstance(value, WeightMap) else str(value),
+)
+def test_joint_maps(map: WeightMap, count: int) -> None:
+    params, _ = map.init()
+    assert map.num_parameters == sum(tensor.numel() for tensor in params.values()) == count
+
+
+def test_totals_of_maps_of_single_layers() -> None:
+    assert QV.sites * 1_160 == 27_840  # LoRETTA
+    assert QV.sites * 990 == 23_760  # DeltaTrain on RoBERTa-base
+    assert 16 * (960 + 1_160) == 33_920  # on Llama-3.2-1B
+    lora = 16 * (LoRA(2048, 2048, 16).num_parameters + LoRA(2048, 512, 16).num_parameters)
+    assert (lora, f"{33_920 / lora:.2%}") == (1_703_936, "1.99%")
+    assert 12 * LoRA(768, 2304, 4).num_parameters == 147_456  # GPT-2's c_attn

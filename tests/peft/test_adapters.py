@@ -73,6 +73,21 @@ def test_adding_an_adapter_leaves_the_other_as_it_was(variant: str) -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("trained", [True, False])
+def test_adding_an_adapter_neither_freezes_nor_thaws_the_other(variant: str, trained: bool) -> None:
+    model = adapted(tower(), VARIANTS[variant](**FIRST, inference_mode=not trained), adapter_name="first")
+    before = trainable(model)
+    model.add_adapter("second", VARIANTS[variant](**SECOND, inference_mode=trained))
+    assert trainable(model) == before
+    assert set(before.values()) == {trained}
+
+
+def trainable(model: PeftModel) -> dict[str, bool]:
+    """Whether each tensor of the first adapter is trained."""
+    return {name: p.requires_grad for name, p in model.named_parameters() if ".first." in name}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_a_deleted_adapter_leaves_nothing_behind(variant: str) -> None:
     model = pair(variant)
     wanted = alone(model, "first")

@@ -27,7 +27,8 @@ def weights(model: PeftModel) -> dict[str, torch.Tensor]:
 
 
 def unchanged(model: PeftModel, before: dict[str, torch.Tensor]) -> bool:
-    return all(torch.equal(t, before[name]) for name, t in weights(model).items())
+    now = weights(model)
+    return all(now[name].dtype == t.dtype and torch.equal(now[name], t) for name, t in before.items())
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -129,6 +130,17 @@ def test_one_nonlinear_adapter_among_several_refuses_them_all(order: list[str]) 
     wanted = model(inputs())
     model.merge_adapter()
     assert close(model(inputs()), wanted)
+
+
+def test_one_layer_refuses_before_it_merges_a_part() -> None:
+    model = adapted(tower(), TensorGuideConfig(r=2, ranks=2, target_modules=["fc"], init_weights=False))
+    bent = TensorGuideConfig(r=2, ranks=2, target_modules=["fc"], init_weights=False, activation="relu")
+    model.add_adapter("bent", bent)
+    layer, before = model.base_model.model.fc, weights(model)
+    with pytest.raises(UnsupportedError, match=r"adapter 'bent' has the activation 'relu'"):
+        layer.merge(adapter_names=["default", "bent"])
+    assert layer.merged_adapters == []
+    assert unchanged(model, before)
 
 
 def test_a_named_adapter_is_merged_alone() -> None:

@@ -67,3 +67,96 @@ def _position(group: Sequence[str], legs: dict[str, int], values: dict[str, int]
     """Index into a mode that several legs share, the first leg the most significant."""
     sizes = [legs[name] for name in group]
     return sum(values[name] * math.prod(sizes[i + 1 :]) for i, name in enumerate(group))
+
+
+# Joint maps: ΔW (sites, out, in) of every site, one matrix after another.
+
+
+def tenslora_delta(
+    nodes: dict[str, np.ndarray], modes: Sequence[str], stack: tuple[int, int], order: str, turned: tuple
+) -> np.ndarray:
+    """The full tensor of every replica, then its slice; ``order`` is how out features split into heads."""
+    untied = [name for name in ("layer", "proj") if name not in modes]
+
+    def matrix(layer: int, proj: int) -> np.ndarray:
+        address = {"layer": layer, "proj": proj}
+        own = {name: array[tuple(address[leg] for leg in untied)] for name, array in nodes.items()}
+        factors = [own[f"tn_{name}"] for name in modes]
+        tensor = full_tensor(factors, own.get("tn_core"))
+        for axis, name in reversed(list(enumerate(modes))):
+            if name in address:
+                tensor = tensor.take(address[name], axis=axis)
+        if order == "head dh":  # the axes are (in, dh, head)
+            tensor = tensor.swapaxes(1, 2)
+        delta = tensor.reshape(tensor.shape[0], -1)  # (in, out)
+        return delta if proj in turned else delta.T
+
+    return np.array([matrix(layer, proj) for layer, proj in np.ndindex(*stack)])
+
+
+def full_tensor(factors: Sequence[np.ndarray], core: np.ndarray | None) -> np.ndarray:
+    """``core x_1 U_1 x_2 U_2 ...``, or for no core the sum of outer products of columns."""
+    order = len(factors)
+    if core is None:
+        core = np.zeros([factors[0].shape[1]] * order)
+        core[(np.arange(factors[0].shape[1]),) * order] = 1
+    operands: list[object] = [core, list(range(order))]
+    for k, factor in enumerate(factors):
+        operands += [factor, [order + k, k]]
+    return np.einsum(*operands, list(range(order, 2 * order)), optimize=True)
+
+
+def lotr_delta(nodes: dict[str, np.ndarray]) -> np.ndarray:
+    """``(U C_s V^T)^T`` of every site."""
+    core = nodes["tn_core"].reshape(-1, *nodes["tn_core"].shape[-2:])
+    return np.array([(nodes["tn_in"] @ c @ nodes["tn_out"].T).T for c in core])
+
+
+def fact_tucker_delta(nodes: dict[str, np.ndarray]) -> np.ndarray:
+    """``(U (Σ_c P[s, c] C[:, :, c]) V^T)^T`` of every site."""
+    sites = nodes["tn_site"].reshape(-1, nodes["tn_site"].shape[-1])
+    cores = [sum(p[c] * nodes["tn_core"][:, :, c] for c in range(len(p))) for p in sites]
+    return np.array([(nodes["tn_in"] @ core @ nodes["tn_out"].T).T for core in cores])
+
+
+def lorta_delta(nodes: dict[str, np.ndarray], stack: tuple[int, int], turned: tuple) -> np.ndarray:
+    """``A diag(C_head[h] * C_proj[p] * C_layer[l]) B`` in the columns of head h, or its transpose."""
+
+    def matrix(layer: int, proj: int) -> np.ndarray:
+        weights = [row * nodes["tn_proj"][proj] * nodes["tn_layer"][layer] for row in nodes["tn_head"]]
+        delta = np.hstack([nodes["tn_in"] @ np.diag(w) @ nodes["tn_dh"].T for w in weights])
+        return delta if proj in turned else delta.T
+
+    return np.array([matrix(layer, proj) for layer, proj in np.ndindex(*stack)])
+
+
+def metatt_delta(nodes: dict[str, np.ndarray], stack: tuple[int, int], turned: tuple) -> np.ndarray:
+    """Products of core slices, in the columns of head h where there are heads, or the transpose."""
+
+    def matrix(layer: int, proj: int) -> np.ndarray:
+        left = nodes["tn_in"] @ nodes["tn_layer"][:, layer] @ nodes["tn_proj"][:, proj]
+        if "tn_out" in nodes:
+            return (left @ nodes["tn_out"]).T
+        heads = nodes["tn_head"].shape[1]
+        delta = np.hstack([left @ nodes["tn_head"][:, h] @ nodes["tn_dh"] for h in range(heads)])
+        return delta if proj in turned else delta.T
+
+    return np.array([matrix(layer, proj) for layer, proj in np.ndindex(*stack)])
+
+
+def delta_train_delta(
+    cores: Sequence[np.ndarray], in_modes: Sequence[int], out_modes: Sequence[int]
+) -> np.ndarray:
+    """Entries as products of core slices: input digits from the least significant, output from the most."""
+    delta = np.zeros((math.prod(out_modes), math.prod(in_modes)))
+    for column in range(delta.shape[1]):
+        rest, below = column, []
+        for n in in_modes:
+            rest, digit = divmod(rest, n)
+            below.append(digit)
+        for row, above in enumerate(np.ndindex(*out_modes)):
+            product = np.eye(1)
+            for core, digit in zip(cores, (*below, *above), strict=True):
+                product = product @ core[:, digit]
+            delta[row, column] = product[0, 0]
+    return delta[None]

@@ -1,11 +1,31 @@
-"""The table of maps that every contract test runs over, and tensors for them."""
+"""The tables of maps that every contract test runs over, and tensors for them."""
 
+import math
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from tntune.maps import Geometry, Joined, Latent, LatentTrain, LoRA, TensorGuide, TTLoRA, WeightMap
+from tntune.maps import (
+    CONSTRUCTIONS,
+    DeltaTrain,
+    FacT,
+    Geometry,
+    Joined,
+    Latent,
+    LatentTrain,
+    LoRA,
+    LoRETTA,
+    LoRTA,
+    LoTR,
+    MetaTT,
+    Stack,
+    TensLoRA,
+    TensorGuide,
+    TTLoRA,
+    WeightMap,
+)
 from tntune.tt.rank_rule import RankRule
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -80,6 +100,50 @@ MAPS: dict[str, WeightMap] = {
 }
 
 
+FLAT = Stack(5, 4, layers=3, projections=2)
+SQUARE = Stack(4, 4, layers=2, projections=3)
+LAST = (SQUARE.projections - 1,)
+"""The projection whose heads split the input."""
+
+
+def tenslora(construction: str, *, stack: Stack = FLAT, rank: int = 2, **fields: object) -> TensLoRA:
+    """Ranks capped at the modes, two heads where they are tied."""
+    heads = 2 if "head" in CONSTRUCTIONS[construction] else 1
+    return replace(TensLoRA.isorank(stack, construction, rank, heads=heads), **fields)
+
+
+FAMILY: dict[str, WeightMap] = {
+    **{f"tenslora {name}": tenslora(name) for name in CONSTRUCTIONS},
+    **{f"tenslora cp {name}": tenslora(name, form="cp", ranks=(3,)) for name in CONSTRUCTIONS},
+    "tenslora random": tenslora("Att_QKV_Depth", start="random"),
+    "tenslora cp random": tenslora("QKV", form="cp", ranks=(2,), start="random"),
+    "tenslora strided": tenslora("Att_Depth", compat="tenslora"),
+    "tenslora uncapped": tenslora("QKV_Depth", ranks=(2, 3, 4, 4)),
+    "tenslora input heads": tenslora("Att_QKV", stack=SQUARE, input_heads=LAST),
+    "lotr": LoTR(FLAT, 2),
+    "lotr random": LoTR(FLAT, 3, start="random"),
+    "lorta": LoRTA(FLAT, 3, heads=2),
+    "lorta random": LoRTA(FLAT, 3, heads=2, start="random"),
+    "lorta input heads": LoRTA(SQUARE, 3, heads=2, input_heads=LAST),
+    "fact": FacT(FLAT, 2),
+    "fact tucker": FacT(FLAT, 3, form="tucker"),
+    "fact random": FacT(FLAT, 2, form="tucker", start="random"),
+    "metatt": MetaTT(FLAT, 2),
+    "metatt random": MetaTT(FLAT, 3, start="random"),
+    "metatt heads": MetaTT(FLAT, 2, heads=2),
+    "metatt input heads": MetaTT(SQUARE, 2, heads=2, input_heads=LAST),
+    "loretta": LoRETTA(6, 4, 2, (3, 2, 2), (4, 2), 2),
+    "loretta random": LoRETTA(6, 4, 2, (3, 4), (2, 2, 2), 3, "random"),
+    "loretta published": LoRETTA(6, 4, 2, (3, 2, 2), (2, 4), 2, "published"),
+    "delta train": DeltaTrain((2, 3), (2, 2), (1, 2, 3, 2, 1)),
+    "delta train random": DeltaTrain((2, 3, 1), (4,), (1, 2, 2, 2, 1), start="random"),
+    "delta train published": DeltaTrain((3,), (2, 2), (1, 2, 2, 1), start="published"),
+}
+"""The family over named modes: sites share tensors, or ΔW itself is one."""
+
+EVERY = {**MAPS, **FAMILY}
+
+
 def tensors_of(
     map: WeightMap, *, dtype: torch.dtype = torch.float64, seed: int = 0
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -100,7 +164,22 @@ def with_full_ranks(map: WeightMap) -> WeightMap:
     if isinstance(map, TTLoRA):
         trains = [replace(train, ranks=_full(train.modes)) for train in (map.down_train, map.up_train)]
         return replace(map, down_train=trains[0], up_train=trains[1])
+    if isinstance(map, DeltaTrain):
+        return replace(map, ranks=_full((*map.in_modes, *map.out_modes)))
+    if isinstance(map, TensLoRA):
+        modes = map.modes.values()
+        return replace(map, ranks=tuple(modes) if map.form == "tucker" else (_cp_rank(modes),))
+    if isinstance(map, LoRTA):
+        return replace(map, rank=_cp_rank(n for leg, n in map.network.sizes.items() if leg != "width"))
+    if isinstance(map, LoTR | FacT | MetaTT | LoRETTA):
+        return replace(map, rank=24)  # of any unfolding at these sizes
     return map
+
+
+def _cp_rank(modes: Iterable[int]) -> int:
+    """Twice the rank at which the best factor of the largest mode is exact for any others."""
+    sizes = sorted(modes)
+    return 2 * math.prod(sizes[:-1])
 
 
 def _full(modes: tuple[int, ...]) -> tuple[int, ...]:

@@ -1,18 +1,24 @@
 """Adapter folders on disk: read with suspicion, one module at a time, and written all or nothing."""
 
+from tntune.checkpoint.calibration import Calibration, open_calibration, save_calibration
 from tntune.checkpoint.folder import open_adapter
 from tntune.checkpoint.lora import LoraFolder, LoraSite, open_lora
 from tntune.checkpoint.lora_writer import LoraEntry, write_lora
-from tntune.checkpoint.tensorguide import TensorGuideFolder, open_tensorguide, write_tensorguide
+from tntune.checkpoint.tensorguide import TensorGuideFolder, open_tensorguide
+from tntune.checkpoint.tensorguide_writer import write_groups, write_tensorguide
 
 __all__ = [
+    "Calibration",
     "LoraEntry",
     "LoraFolder",
     "LoraSite",
     "TensorGuideFolder",
     "open_adapter",
+    "open_calibration",
     "open_lora",
     "open_tensorguide",
+    "save_calibration",
+    "write_groups",
     "write_lora",
     "write_tensorguide",
 ]

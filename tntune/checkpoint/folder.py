@@ -7,6 +7,7 @@ from tntune.checkpoint.lora import LoraFolder, open_lora
 from tntune.checkpoint.tensorguide import TensorGuideFolder, open_tensorguide
 from tntune.errors import CheckpointError
 from tntune.files import CONFIG_NAME, read_json
+from tntune.maps.group import SHARED_PEFT_TYPE
 from tntune.maps.site import PEFT_TYPE
 
 __all__ = ["open_adapter"]
@@ -31,6 +32,8 @@ def open_adapter(folder: str | os.PathLike[str], *, carry: bool = False) -> Lora
     kind = read_json(file).get("peft_type")
     if kind == "LORA":
         return open_lora(folder, carry=carry)
-    if kind == PEFT_TYPE:
+    if kind in (PEFT_TYPE, SHARED_PEFT_TYPE):
         return open_tensorguide(folder, carry=carry)
-    raise CheckpointError(f"{file}: peft_type: must be 'LORA' or {PEFT_TYPE!r}, not {kind!r}")
+    raise CheckpointError(
+        f"{file}: peft_type: must be 'LORA', {PEFT_TYPE!r} or {SHARED_PEFT_TYPE!r}, not {kind!r}"
+    )

@@ -1,8 +1,8 @@
 """``tntune calibrate``: what a model does with the errors of its adapter, as a small file."""
 
-import importlib
 import sys
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Annotated, Any
 
 import typer
@@ -60,13 +60,12 @@ def load_model(name: str) -> tuple[nn.Module, Any]:
         Traceback (most recent call last):
         tntune.errors.SpecError: --model is package.module:function, not 'mine'
     """
-    module, _, function = name.partition(":")
-    if not module or not function.isidentifier():
+    if not all(part for part in name.partition(":")):
         raise SpecError(f"--model is package.module:function, not {name!r}")
     sys.path.insert(0, str(Path.cwd()))
     try:
-        make = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
+        make = resolve_name(name)
+    except (ImportError, AttributeError, ValueError) as error:
         raise SpecError(f"--model {name}: {error}") from error
     finally:
         sys.path.pop(0)

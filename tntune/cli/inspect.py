@@ -53,7 +53,7 @@ def inspect(
 def _lora_layers(opened: LoraFolder) -> list[dict[str, Any]]:
     return [
         _layer(opened, site.name, (site.out_features, site.in_features))
-        | {"kind": "lora", "width": site.width, "ranks": [site.width], "layout": None}
+        | {"kind": "lora", "width": site.width, "ranks": [site.width], "layout": None, "shared": 1}
         | {"params": site.params, "scale": site.scale, "activation": "identity"}
         for site in opened.sites
     ]

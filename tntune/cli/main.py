@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tntune.cli import analyze, convert, doctor, inspect, ntk, plan, verify
+from tntune.cli import analyze, convert, doctor, inspect, ntk, plan, resize, verify
 from tntune.cli.console import emit, note
 from tntune.errors import TntuneError
 
@@ -14,7 +14,7 @@ __all__ = ["app", "run"]
 
 app = typer.Typer(
     name="tntune",
-    help="Tensor networks for LoRA adapters: inspect, plan, convert, round, export, verify, analyze, ntk.",
+    help="Tensor networks for LoRA adapters: inspect, plan, convert, round, export, resize, verify, analyze.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -25,6 +25,7 @@ app.command("plan")(plan.plan)
 app.command("convert")(convert.convert)
 app.command("round")(convert.round_)
 app.command("export")(convert.export)
+app.command("resize")(resize.resize)
 app.command("verify")(verify.verify)
 app.command("analyze")(analyze.analyze)
 app.command("ntk")(ntk.ntk)
@@ -43,7 +44,7 @@ def _main(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Tensor networks for LoRA adapters: inspect, plan, convert, round, export, verify, analyze, ntk."""
+    """Tensor networks for LoRA adapters: inspect, plan, convert, round, export, resize, verify, analyze."""
 
 
 def run() -> None:

@@ -1,30 +1,42 @@
 """Conversion: a trained LoRA to any map and back, with the error of every step measured."""
 
+from tntune.convert.attach import attached
+from tntune.convert.calibrate import calibrate
 from tntune.convert.compare import Comparison, LayerComparison, compare_adapters
 from tntune.convert.convert import convert_lora
+from tntune.convert.divergence import Divergence, model_divergence
 from tntune.convert.export import ExportReport, export_lora
 from tntune.convert.gauge import Balanced, balance, delta_distance, delta_norm
 from tntune.convert.lift import lift
-from tntune.convert.report import ConversionReport, LayerReport
+from tntune.convert.norm import Norm
+from tntune.convert.report import CandidateReport, ConversionReport, LayerReport
 from tntune.convert.rounding import round_adapter
 from tntune.convert.settings import ConversionSettings
 from tntune.convert.target import Target
+from tntune.convert.task import Task
 
 __all__ = [
     "Balanced",
+    "CandidateReport",
     "Comparison",
     "ConversionReport",
     "ConversionSettings",
+    "Divergence",
     "ExportReport",
     "LayerComparison",
     "LayerReport",
+    "Norm",
     "Target",
+    "Task",
+    "attached",
     "balance",
+    "calibrate",
     "compare_adapters",
     "convert_lora",
     "delta_distance",
     "delta_norm",
     "export_lora",
     "lift",
+    "model_divergence",
     "round_adapter",
 ]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tntune.checkpoint.lora import LoraFolder, LoraSite, open_lora
 from tntune.checkpoint.tensor_file import TENSORS_NAME
-from tntune.checkpoint.tensorguide import write_tensorguide
+from tntune.checkpoint.tensorguide_writer import write_tensorguide
 from tntune.convert.encode import DeltaEncoder, stored
 from tntune.convert.gauge import balance
 from tntune.convert.option import Encoded, Option
@@ -17,7 +17,9 @@ from tntune.convert.output import check_output
 from tntune.convert.report import ConversionReport, LayerReport, stored_dtypes, total_error
 from tntune.convert.settings import ConversionSettings
 from tntune.convert.target import choose, train_options
+from tntune.convert.task import Task
 from tntune.convert.truncation import svd_errors
+from tntune.convert.whole import convert_whole
 from tntune.errors import NumericalError, RankError, SpecError
 from tntune.maps.activation import activation
 from tntune.maps.lora import LoRA
@@ -37,6 +39,7 @@ def convert_lora(
     overwrite: bool = False,
     carry: bool = False,
     progress: Progress | None = None,
+    task: Task | None = None,
 ) -> ConversionReport:
     """Write ``output``, an adapter folder whose ΔW differs from that of ``source`` by the reported error.
 
@@ -51,6 +54,8 @@ def convert_lora(
         overwrite: Whether an existing adapter folder may be replaced.
         carry: Whether unknown tensors of the source are carried along (see :func:`open_lora`).
         progress: Called as layers are done.
+        task: A calibration, in whose norm whole adapters are fitted and weighed against one another, and
+            what judges them; for the methods ``"joint"``, ``"svd"`` and ``"auto"`` and a budget.
 
     Returns:
         The report, with SVD truncation at equal parameters beside every error.
@@ -78,6 +83,10 @@ def convert_lora(
     check_output(source, output, overwrite=overwrite)
     folder = open_lora(source, carry=carry)
     report_progress = progress or _silent
+    if task is not None or settings.method == "joint":
+        return convert_whole(
+            folder, output, settings, task=task, progress=report_progress, overwrite=overwrite
+        )
     spectra, curves = _survey(folder, settings, report_progress)
     norms = {name: float(values.norm()) for name, values in spectra.items()}
     chosen = choose(curves, norms, settings.target, folder.params)

@@ -85,7 +85,7 @@ def export_lora(
 
     Example:
         >>> from tempfile import TemporaryDirectory
-        >>> from tntune.checkpoint.tensorguide import write_tensorguide
+        >>> from tntune.checkpoint.tensorguide_writer import write_tensorguide
         >>> from tntune.maps.lora import LoRA
         >>> from tntune.maps.site import Site
         >>> tensors = {"lora_down": torch.ones(2, 5), "lora_up": torch.ones(3, 2)}

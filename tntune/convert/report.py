@@ -9,14 +9,14 @@ from typing import Any
 
 from tntune.convert.option import Encoded
 
-__all__ = ["ConversionReport", "LayerReport", "stored_dtypes", "total_error"]
+__all__ = ["CandidateReport", "ConversionReport", "LayerReport", "stored_dtypes", "total_error"]
 
 _CARD = """# {name}
 
 An adapter made by tntune: {before:,} parameters before, {after:,} after.
 
 Relative error of ΔW (Frobenius norm, as stored): {error:.6f}. Plain SVD truncation of the same size: {svd}.
-
+{task}
 Load it with `tntune.adapters.load_adapters`, or make a plain LoRA of it, which PEFT and every LoRA server
 load: `tntune export FOLDER --to lora -o OUTPUT`.
 
@@ -35,16 +35,17 @@ class LayerReport:
     Attributes:
         name: Module path.
         shape: ``(out_features, in_features)``.
-        method: ``"tensorguide"``, ``"svd"``, ``"kept"`` (as it was) or ``"dropped"`` (ΔW = 0).
+        method: ``"tensorguide"``, ``"joint"``, ``"svd"``, ``"kept"`` (as it was) or ``"dropped"`` (ΔW = 0).
         layout: Pattern of the train, else empty.
         ranks: TT-ranks, or the rank of the SVD.
         width: Inner size of the adapter after, 0 where dropped.
         params_before: Entries of its factors before.
-        params_after: Trainable entries after.
+        params_after: Trainable entries after; of a train over many layers an even part.
         norm: ``‖ΔW‖`` before, Frobenius.
         relative_error: ``‖ΔW − ΔW'‖ / ‖ΔW‖`` as stored; 0 for a zero ΔW.
         svd_relative_error: The same of plain SVD truncation with at most ``params_after`` entries; None
             where no LoRA was converted.
+        task_error: The relative error in the task norm; None without a calibration.
 
     Example:
         >>> LayerReport("fc", (3, 5), "svd", "", (1,), 1, 16, 8, 2.0, 0.5, 0.5).params_after
@@ -62,6 +63,30 @@ class LayerReport:
     norm: float
     relative_error: float
     svd_relative_error: float | None
+    task_error: float | None = None
+
+
+@dataclass(frozen=True)
+class CandidateReport:
+    """What was weighed against what.
+
+    Attributes:
+        name: ``"svd"``, ``"weighted svd, even ranks"``, ``"joint, task, damping 0.1"``, ...
+        params: Trainable entries.
+        relative_error: Of all ΔW, Frobenius.
+        task_error: The same in the task norm; None without a calibration.
+        divergence: From the LoRA's predictions to this one's, on the texts held out; None without a model.
+
+    Example:
+        >>> CandidateReport("svd", 9, 0.5, None, None).params
+        9
+    """
+
+    name: str
+    params: int
+    relative_error: float
+    task_error: float | None
+    divergence: float | None
 
 
 @dataclass(frozen=True)
@@ -72,7 +97,7 @@ class ConversionReport:
         source: Folder read.
         output: Folder written.
         settings: What was asked for.
-        measure: The norm of every error: ``"frobenius"``.
+        measure: The norm of every error that is not named otherwise: ``"frobenius"``.
         params_before: Entries of all factors before.
         params_after: Trainable entries after.
         bytes_before: Size of the weights file before.
@@ -84,6 +109,11 @@ class ConversionReport:
         target_met: Whether budget and tolerance are met.
         passthrough: Number of tensors carried along untouched.
         layers: One report for each layer.
+        norm: What was minimised: ``"frobenius"``, or the task norm with its damping.
+        task_error: The relative error in the task norm; None without a calibration.
+        divergence: From the LoRA's predictions to the result's; None where no model was asked.
+        chosen: Name of the candidate that was written; empty where layers were converted one by one.
+        candidates: All that were weighed.
 
     Example:
         >>> sizes = {"params_before": 16, "params_after": 8, "bytes_before": 64, "bytes_after": 32}
@@ -107,6 +137,11 @@ class ConversionReport:
     target_met: bool
     passthrough: int
     layers: tuple[LayerReport, ...]
+    norm: str = "frobenius"
+    task_error: float | None = None
+    divergence: float | None = None
+    chosen: str = ""
+    candidates: tuple[CandidateReport, ...] = ()
 
     @property
     def svd_wins(self) -> bool:
@@ -133,9 +168,28 @@ class ConversionReport:
             after=self.params_after,
             error=self.relative_error,
             svd=_shown(self.svd_relative_error),
+            task=self._task_lines(),
             settings=json.dumps(self.settings),
             rows="\n".join(rows),
         )
+
+    def _task_lines(self) -> str:
+        """What the card says of the task norm and of the candidates."""
+        lines = []
+        if self.task_error is not None:
+            lines.append(f"\nRelative error in the task norm ({self.norm}): {self.task_error:.6f}.\n")
+        if self.divergence is not None:
+            lines.append(f"\nDivergence from the LoRA's predictions, held out: {self.divergence:.6f}.\n")
+        if self.candidates:
+            head = "\n| candidate | parameters | error | task norm | divergence |\n|---|---|---|---|---|\n"
+            lines += [head, *(_candidate_row(each) for each in self.candidates)]
+            lines.append(f"\nWritten: {self.chosen}.\n")
+        return "".join(lines)
+
+
+def _candidate_row(each: CandidateReport) -> str:
+    errors = (each.relative_error, each.task_error, each.divergence)
+    return f"| {each.name} | {each.params:,} | " + " | ".join(_shown(error) for error in errors) + " |\n"
 
 
 def stored_dtypes(encoded: Iterable[Encoded]) -> tuple[str, ...]:

@@ -9,7 +9,8 @@ from tensorly.tt_tensor import TTTensor
 from torch import Tensor
 
 from tntune.checkpoint.tensor_file import TENSORS_NAME
-from tntune.checkpoint.tensorguide import TensorGuideFolder, open_tensorguide, write_tensorguide
+from tntune.checkpoint.tensorguide import TensorGuideFolder, open_tensorguide
+from tntune.checkpoint.tensorguide_writer import write_tensorguide
 from tntune.convert.compare import AdapterFunction
 from tntune.convert.encode import DeltaEncoder, stored
 from tntune.convert.gauge import balance
@@ -130,7 +131,7 @@ def round_adapter(
     Example:
         >>> from tempfile import TemporaryDirectory
         >>> from torch import eye
-        >>> from tntune.checkpoint.tensorguide import write_tensorguide
+        >>> from tntune.checkpoint.tensorguide_writer import write_tensorguide
         >>> from tntune.maps.site import Site
         >>> tensors = {"lora_down": eye(3, 5), "lora_up": eye(4, 3)}
         >>> with TemporaryDirectory() as parent:

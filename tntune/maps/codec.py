@@ -5,20 +5,40 @@ from typing import Any
 
 from tntune.errors import SpecError
 from tntune.maps.base import WeightMap
+from tntune.maps.delta_train import DeltaTrain
+from tntune.maps.fact import FacT
 from tntune.maps.latent import Latent
 from tntune.maps.latent_train import LatentTrain
 from tntune.maps.layout import Concat, Joined
 from tntune.maps.lora import LoRA
+from tntune.maps.loretta import LoRETTA
+from tntune.maps.lorta import LoRTA
+from tntune.maps.lotr import LoTR
+from tntune.maps.metatt import MetaTT
+from tntune.maps.stack import Stack
+from tntune.maps.tenslora import TensLoRA
 from tntune.maps.tensorguide import TensorGuide
 from tntune.maps.tt_lora import TTLoRA
 
 __all__ = ["MAPS", "decode_map", "encode"]
 
-MAPS: tuple[type[WeightMap], ...] = (LoRA, TTLoRA, TensorGuide)
+MAPS: tuple[type[WeightMap], ...] = (
+    LoRA,
+    TTLoRA,
+    TensorGuide,
+    TensLoRA,
+    LoTR,
+    LoRTA,
+    FacT,
+    MetaTT,
+    LoRETTA,
+    DeltaTrain,
+)
 _KINDS: dict[str, type[Any]] = {
     **{cls.kind: cls for cls in MAPS},
     **{cls.kind: cls for cls in (Latent, LatentTrain)},
     **{cls.kind: cls for cls in (Concat, Joined)},
+    Stack.kind: Stack,
 }
 
 

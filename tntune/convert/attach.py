@@ -1,0 +1,72 @@
+"""attached: a model that computes with adapters for a while, whatever kind its layers are."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from tntune.errors import ModeError, TargetError
+from tntune.maps.base import Factors
+
+__all__ = ["attached", "modules_of"]
+
+
+@contextmanager
+def attached(model: nn.Module, factors: Mapping[str, Factors]) -> Iterator[None]:
+    """Inside the block each named module computes ``base(x) + up down x``; no tensor is changed.
+
+    Args:
+        model: Its modules take and return tensors with features last: ``nn.Linear``, GPT-2's ``Conv1D``.
+        factors: Down ``(r, in)`` and up ``(out, r)`` with the scale multiplied in, by module path.
+
+    Raises:
+        TargetError: Where the model has no module of a path.
+        ModeError: At the first call, where a module has other sizes than its factors.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 2, bias=False))
+        >>> x, factors = torch.ones(1, 2), Factors(torch.ones(1, 2), torch.ones(2, 1))
+        >>> before = model(x)
+        >>> with attached(model, {"0": factors}):
+        ...     print((model(x) - before).tolist())
+        [[2.0, 2.0]]
+    """
+    handles = [
+        module.register_forward_hook(partial(_add, name, factors[name]))
+        for name, module in modules_of(model, factors).items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def modules_of(model: nn.Module, names: Mapping[str, object]) -> dict[str, nn.Module]:
+    """The modules of these paths; :class:`TargetError` names those that the model lacks.
+
+    Example:
+        >>> list(modules_of(nn.Sequential(nn.Linear(2, 2)), {"0": None}))
+        ['0']
+    """
+    known = dict(model.named_modules())
+    missing = [name for name in names if name not in known]
+    if missing:
+        raise TargetError(f"{type(model).__name__} has no modules {missing[:3]}: is it the base model?")
+    return {name: known[name] for name in names}
+
+
+def _add(
+    name: str, factors: Factors, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
+) -> Tensor:
+    """A forward hook that adds the adapter's output."""
+    x = inputs[0]
+    if x.shape[-1] != factors.down.shape[1] or output.shape[-1] != factors.up.shape[0]:
+        raise ModeError(
+            f"{name}: maps {x.shape[-1]} to {output.shape[-1]} features, its adapter "
+            f"{factors.down.shape[1]} to {factors.up.shape[0]}"
+        )
+    down, up = factors.down.to(x), factors.up.to(x)
+    return torch.add(output, nn.functional.linear(nn.functional.linear(x, down), up))
