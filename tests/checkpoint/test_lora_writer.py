@@ -100,9 +100,9 @@ def test_what_concerns_the_base_model_is_carried(tmp_path: Path) -> None:
     score = {"base_model.model.score.weight": torch.arange(6.0).reshape(2, 3)}
     write_lora(tmp_path / "lora", [entry("fc")], base_config=base, passthrough=score, card="# Card é\n")
     lora = open_lora(tmp_path / "lora")
-    kept = ("base_model_name_or_path", "task_type", "modules_to_save", "fan_in_fan_out", "bias")
+    kept = ("base_model_name_or_path", "task_type", "modules_to_save", "fan_in_fan_out")
     assert {key: lora.config[key] for key in kept} == {key: base[key] for key in kept}
-    assert not {"layers_to_transform", "eva_config"} & lora.config.keys()
+    assert not {"layers_to_transform", "eva_config", "bias"} & lora.config.keys()  # no bias was trained
     assert lora.sites[0].scale == 1.0
     assert same(lora.tensor("base_model.model.score.weight"), next(iter(score.values())))
     assert (tmp_path / "lora" / "README.md").read_text(encoding="utf-8") == "# Card é\n"

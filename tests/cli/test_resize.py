@@ -8,7 +8,8 @@ import torch
 
 from tests.checkpoint.lora_files import ALPHAS, lora_file, tensors
 from tests.cli.command import tntune
-from tests.convert.sample import listing, lora_folder, same
+from tests.convert.sample import SHAPES, listing, lora_folder, same
+from tntune.checkpoint.calibration import Calibration, save_calibration
 
 KEYS = {
     "source",
@@ -80,6 +81,24 @@ def test_a_missed_tolerance_exits_1_with_its_report(tmp_path: Path) -> None:
     ran = tntune("resize", lora, "-o", tmp_path / "out", *options)
     assert (ran.code, ran.json["target_met"], ran.json["dtypes"]) == (1, False, ["torch.bfloat16"])
     assert "the target was missed" in ran.err
+
+
+def test_a_calibration_weighs_the_errors(tmp_path: Path) -> None:
+    lora = lora_folder(tmp_path / "lora")
+    moments = [
+        {name: torch.diag(torch.linspace(0.1, 5, shape[side])) for name, shape in SHAPES.items()}
+        for side in (0, 1)
+    ]
+    made = Calibration(*moments, {name: name for name in SHAPES}, {})
+    save_calibration(tmp_path / "c.safetensors", made)
+    options = ("--params", 0.5, "--calibration", tmp_path / "c.safetensors")
+    ran = tntune("resize", lora, "-o", tmp_path / "out", *options, "--json")
+    plain = tntune("resize", lora, "-o", tmp_path / "plain", "--params", 0.5, "--json")
+    assert (ran.code, ran.json["norm"], plain.json["norm"]) == (0, "task, damping 0.1", "frobenius")
+    assert 0 < ran.json["task_error"] < 1
+    assert ran.json["relative_error"] > plain.json["relative_error"]
+    ran = tntune("resize", lora, "-o", tmp_path / "out", *options, "--overwrite")
+    assert "error, task, damping 0.1" in ran.out
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from tntune.errors import SpecError
 from tntune.maps.activation import activation
 from tntune.maps.base import Factors, WeightMap
 from tntune.maps.group import Group
+from tntune.maps.paired import paired
 from tntune.maps.site import Site
 from tntune.peft.config import FROM_LORA, TensorGuideConfig
 
@@ -28,7 +29,7 @@ def start_tensors(config: TensorGuideConfig, module: str, site: Site) -> Start:
     """
     folder = _lora(config)
     if folder is None:
-        return site.map.init()
+        return _fresh(site.map, site.activation)
     down, up = _factors(folder, module, site.scale, site.activation, site.map)
     return _encoded(site.map, down[None], up[None])
 
@@ -37,13 +38,21 @@ def start_of_group(config: TensorGuideConfig, group: Group) -> Start:
     """``(params, fixed)`` of a train that targets share, as ``init_weights`` says; raises likewise."""
     folder = _lora(config)
     if folder is None:
-        return group.map.init()
+        return _fresh(group.map, group.activation)
     pairs = [
         _factors(folder, module, scale, group.activation, group.map)
         for module, scale in zip(group.modules, group.scales, strict=True)
     ]
     downs, ups = zip(*pairs, strict=True)
     return _encoded(group.map, torch.stack(downs), torch.stack(ups))
+
+
+def _fresh(map: WeightMap, sigma: str) -> Start:
+    """A drawn start; for a nonlinear σ units come in opposite pairs, so that none of few is dead."""
+    params, fixed = map.init()
+    if activation(sigma).linear:
+        return params, fixed
+    return paired(map, params), paired(map, fixed)
 
 
 def _lora(config: TensorGuideConfig) -> LoraFolder | None:

@@ -60,12 +60,14 @@ def _joined(layout: Joined, geometry: Geometry, down_scale: float, up_scale: flo
     """The weights of a joined layout as a sum of products."""
     d, q, _ = geometry
     legs = {name: layout.legs[name] for name in digits(layout.legs, layout.family)}
-    if layout.family == "io":
+    if "side" not in layout.legs:
         head = [(down_scale - up_scale, term) for term in _below(legs, d)]
         return head + [(up_scale, term) for term in _below(legs, d + q)]
     down, up = torch.eye(2, dtype=torch.float64)
     head = [(down_scale, {**term, "side": down}) for term in _below(legs, d)]
-    return head + [(up_scale, {**term, "side": up}) for term in _below(legs, q)]
+    first = d if layout.family == "io" else 0  # where up begins
+    before = [(-up_scale, {**term, "side": up}) for term in _below(legs, first)] if first else []
+    return head + before + [(up_scale, {**term, "side": up}) for term in _below(legs, first + q)]
 
 
 def _below(legs: dict[str, int], bound: int) -> list[_Term]:
