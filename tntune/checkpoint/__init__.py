@@ -3,6 +3,8 @@
 from tntune.checkpoint.calibration import Calibration, open_calibration, save_calibration
 from tntune.checkpoint.folder import open_adapter
 from tntune.checkpoint.lora import LoraFolder, LoraSite, open_lora
+from tntune.checkpoint.lora_file import LoraFile, open_lora_file
+from tntune.checkpoint.lora_file_writer import write_lora_file
 from tntune.checkpoint.lora_writer import LoraEntry, write_lora
 from tntune.checkpoint.tensorguide import TensorGuideFolder, open_tensorguide
 from tntune.checkpoint.tensorguide_writer import write_groups, write_tensorguide
@@ -10,15 +12,18 @@ from tntune.checkpoint.tensorguide_writer import write_groups, write_tensorguide
 __all__ = [
     "Calibration",
     "LoraEntry",
+    "LoraFile",
     "LoraFolder",
     "LoraSite",
     "TensorGuideFolder",
     "open_adapter",
     "open_calibration",
     "open_lora",
+    "open_lora_file",
     "open_tensorguide",
     "save_calibration",
     "write_groups",
     "write_lora",
+    "write_lora_file",
     "write_tensorguide",
 ]

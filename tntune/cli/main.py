@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tntune.cli import analyze, convert, doctor, inspect, ntk, plan, resize, verify
+from tntune.cli import analyze, calibrate, convert, doctor, inspect, ntk, plan, resize, verify
 from tntune.cli.console import emit, note
 from tntune.errors import TntuneError
 
@@ -26,6 +26,7 @@ app.command("convert")(convert.convert)
 app.command("round")(convert.round_)
 app.command("export")(convert.export)
 app.command("resize")(resize.resize)
+app.command("calibrate")(calibrate.calibrate)
 app.command("verify")(verify.verify)
 app.command("analyze")(analyze.analyze)
 app.command("ntk")(ntk.ntk)

@@ -10,6 +10,9 @@ from tntune.convert.gauge import Balanced, balance, delta_distance, delta_norm
 from tntune.convert.lift import lift
 from tntune.convert.norm import Norm
 from tntune.convert.report import CandidateReport, ConversionReport, LayerReport
+from tntune.convert.resize import resize_lora
+from tntune.convert.resize_report import ResizedLayer, ResizeReport
+from tntune.convert.resize_settings import ResizeSettings
 from tntune.convert.rounding import round_adapter
 from tntune.convert.settings import ConversionSettings
 from tntune.convert.target import Target
@@ -26,6 +29,9 @@ __all__ = [
     "LayerComparison",
     "LayerReport",
     "Norm",
+    "ResizeReport",
+    "ResizeSettings",
+    "ResizedLayer",
     "Target",
     "Task",
     "attached",
@@ -38,5 +44,6 @@ __all__ = [
     "export_lora",
     "lift",
     "model_divergence",
+    "resize_lora",
     "round_adapter",
 ]
