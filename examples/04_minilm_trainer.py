@@ -1,7 +1,8 @@
 """MiniLM as a classifier, by transformers' Trainer: TensorGuide beside PEFT's LoRA (minutes on two cores).
 
 The task and the pretrained encoder are those of the first example: from which part of Python's standard
-library does a docstring come? A part of the texts is enough to tell the methods apart; no network is used.
+library does a docstring come? Forty batches are a short training, one seed is one draw, and 500 texts tell
+an accuracy to about 0.02: the second example has an adapter that was trained to the end. No network is used.
 """
 
 from collections.abc import Sequence
@@ -17,11 +18,11 @@ from tntune.peft import SharedTensorGuideConfig, TensorGuideConfig
 
 LAYERS = ["query", "key", "value", "intermediate.dense", "output.dense"]  # the last: two a block
 COMMON = {"target_modules": LAYERS, "modules_to_save": ["classifier"], "task_type": "SEQ_CLS"}
-METHODS: dict[str, tuple[PeftConfig, float]] = {  # with the best learning rate of 1e-3, 3e-3, 1e-2
-    "LoRA, r=8": (LoraConfig(r=8, lora_alpha=8, **COMMON), 3e-3),
-    "LoRA, r=1": (LoraConfig(r=1, lora_alpha=1, **COMMON), 3e-3),
-    "TensorGuide, one a layer": (TensorGuideConfig(r=8, ranks=8, **COMMON), 3e-3),
-    "TensorGuide, shared": (SharedTensorGuideConfig(r=8, ranks=16, **COMMON), 3e-3),
+METHODS: dict[str, tuple[PeftConfig, float]] = {  # with the best learning rate of 3e-3, 1e-2, 3e-2
+    "LoRA, r=8": (LoraConfig(r=8, lora_alpha=8, **COMMON), 1e-2),
+    "LoRA, r=1": (LoraConfig(r=1, lora_alpha=1, **COMMON), 3e-2),
+    "TensorGuide, one a layer": (TensorGuideConfig(r=8, ranks=8, **COMMON), 3e-2),
+    "TensorGuide, shared": (SharedTensorGuideConfig(r=8, ranks=16, **COMMON), 3e-2),
 }
 
 

@@ -69,7 +69,7 @@ def test_gpt2_trainer(load, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_minilm_trainer(load, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = load("04_minilm_trainer").main(steps=2, size=16)
+    rows = load("04_minilm_trainer").main(steps=4, size=16)
     assert all(0 <= row.score <= 1 for row in rows.values())
     check_comparison(rows, capsys.readouterr().out, "accuracy")
 
