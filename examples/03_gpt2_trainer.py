@@ -19,7 +19,7 @@ from tntune.peft import SharedTensorGuideConfig, TensorGuideConfig
 
 LENGTH = 64  # bytes in a row
 LAYERS = ["c_attn", "c_proj", "c_fc"]
-METHODS: dict[str, tuple[PeftConfig, float]] = {  # with the best learning rate of 3e-3, 1e-2, 3e-2
+METHODS: dict[str, tuple[PeftConfig, float]] = {  # each with the best learning rate of those tried
     "LoRA, r=8": (LoraConfig(r=8, lora_alpha=8, target_modules=LAYERS), 1e-2),
     "LoRA, r=1": (LoraConfig(r=1, lora_alpha=1, target_modules=LAYERS), 3e-2),
     "TensorGuide, one a layer": (TensorGuideConfig(r=8, ranks=8, target_modules=LAYERS), 3e-2),

@@ -18,7 +18,7 @@ from tntune.peft import SharedTensorGuideConfig, TensorGuideConfig
 
 LAYERS = ["query", "key", "value", "intermediate.dense", "output.dense"]  # the last: two a block
 COMMON = {"target_modules": LAYERS, "modules_to_save": ["classifier"], "task_type": "SEQ_CLS"}
-METHODS: dict[str, tuple[PeftConfig, float]] = {  # with the best learning rate of 3e-3, 1e-2, 3e-2
+METHODS: dict[str, tuple[PeftConfig, float]] = {  # each with the best learning rate of those tried
     "LoRA, r=8": (LoraConfig(r=8, lora_alpha=8, **COMMON), 1e-2),
     "LoRA, r=1": (LoraConfig(r=1, lora_alpha=1, **COMMON), 3e-2),
     "TensorGuide, one a layer": (TensorGuideConfig(r=8, ranks=8, **COMMON), 3e-2),

@@ -35,7 +35,10 @@ class FactorCache:
 
     def factors(self, tensors: Sequence[Tensor], site: int | None, make: Callable[[], Factors]) -> Factors:
         """The factors of a site, or of all sites for None, that ``make`` computes from ``tensors``."""
-        if torch.compiler.is_compiling() or _is_gradient_wanted(tensors):
+        if torch.compiler.is_compiling():
+            return make()
+        if _is_gradient_wanted(tensors):
+            self.clear()  # what is trained changes, under some wrappers in ways that leave no trace
             return make()
         if self._kept is None or not self._kept.holds(tensors):
             if not all(map(_is_plain, tensors)):

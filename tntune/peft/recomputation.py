@@ -30,8 +30,8 @@ def check_recomputation() -> None:
         return
     if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
         raise UnsupportedError(
-            "reentrant activation checkpointing makes the gradients of a train that layers share wrong where "
-            f"{distributed.get_world_size()} processes train together; set "
+            "reentrant activation checkpointing gives a train that layers share wrong gradients where "
+            f"{distributed.get_world_size()} processes train together, as DDP does; set "
             'gradient_checkpointing_kwargs={"use_reentrant": False}, or take TensorGuideConfig, whose layers '
             "share nothing"
         )
