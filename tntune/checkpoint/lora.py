@@ -18,7 +18,7 @@ from tntune.errors import CheckpointError
 from tntune.files import CONFIG_NAME, Json, read_json
 from tntune.maps.site import KEY_PREFIX
 
-__all__ = ["LoraFolder", "LoraSite", "open_lora"]
+__all__ = ["LoraFolder", "LoraSite", "LoraTensors", "open_lora"]
 
 _FACTOR = re.compile(r"base_model\.model\.(?P<name>.+)\.lora_(?P<side>[AB])(?:\.(?P<adapter>[^.]+))?\.weight")
 _REFUSED = {
@@ -65,8 +65,40 @@ class LoraSite:
         return self.width * (self.in_features + self.out_features)
 
 
+class LoraTensors:
+    """What an opened LoRA says of its tensors, whether a folder or a single file holds them.
+
+    Attributes:
+        sites: The adapted modules.
+        tensors: The tensors as stored.
+    """
+
+    sites: tuple[LoraSite, ...]
+    tensors: TensorFile
+
+    @property
+    def dtypes(self) -> tuple[torch.dtype, ...]:
+        """The dtypes that occur among the factors, each once."""
+        keys = (key for site in self.sites for key in (site.down_key, site.up_key))
+        return tuple(dict.fromkeys(self.tensors.entries[key].dtype for key in keys))
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the weights file on disk."""
+        return self.tensors.num_bytes
+
+    @property
+    def params(self) -> int:
+        """Number of entries of all factors."""
+        return sum(site.params for site in self.sites)
+
+    def tensor(self, name: str) -> Tensor:
+        """A tensor by its name in the file, as stored; CheckpointError where there is none."""
+        return self.tensors.load(name)
+
+
 @dataclass(frozen=True)
-class LoraFolder:
+class LoraFolder(LoraTensors):
     """An opened LoRA folder: names, shapes and scales are checked, values are read when asked for.
 
     Attributes:
@@ -75,6 +107,7 @@ class LoraFolder:
         sites: The adapted modules, in the order of the file's key list.
         passthrough: Names of the tensors that are no factors and are carried along untouched: embeddings,
             modules saved whole, and with ``carry=True`` all that is outside LoRA.
+        tensors: The tensors as stored.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -96,23 +129,7 @@ class LoraFolder:
     config: Json
     sites: tuple[LoraSite, ...]
     passthrough: tuple[str, ...]
-    _file: TensorFile = field(repr=False)
-
-    @property
-    def dtypes(self) -> tuple[torch.dtype, ...]:
-        """The dtypes that occur among the factors, each once."""
-        keys = (key for site in self.sites for key in (site.down_key, site.up_key))
-        return tuple(dict.fromkeys(self._file.entries[key].dtype for key in keys))
-
-    @property
-    def num_bytes(self) -> int:
-        """Size of the weights file on disk."""
-        return self._file.num_bytes
-
-    @property
-    def params(self) -> int:
-        """Number of entries of all factors."""
-        return sum(site.params for site in self.sites)
+    tensors: TensorFile = field(repr=False)
 
     def load(self, site: LoraSite) -> tuple[Tensor, Tensor, float]:
         """``(down, up, scale)`` of one site, as stored: down (r, in), up (out, r), update scale * up @ down.
@@ -120,11 +137,7 @@ class LoraFolder:
         Raises:
             NumericalError: Where an entry is NaN or infinite; names the file and the tensor.
         """
-        return self._file.load_factor(site.down_key), self._file.load_factor(site.up_key), site.scale
-
-    def tensor(self, name: str) -> Tensor:
-        """A tensor by its name in the file, as stored; CheckpointError where there is none."""
-        return self._file.load(name)
+        return self.tensors.load_factor(site.down_key), self.tensors.load_factor(site.up_key), site.scale
 
 
 def open_lora(folder: str | os.PathLike[str], *, carry: bool = False) -> LoraFolder:

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from tntune.checkpoint.lora import LoraSite
+from tntune.checkpoint.lora import LoraSite, LoraTensors
 from tntune.checkpoint.lora_keys import factor_key, refusal
 from tntune.checkpoint.lora_metadata import METADATA_KEY, metadata_rules
 from tntune.checkpoint.scale import ScaleRule
@@ -25,7 +25,7 @@ _LARGEST = 1e38
 
 
 @dataclass(frozen=True)
-class LoraFile:
+class LoraFile(LoraTensors):
     """An opened LoRA file: names, shapes and scales are checked, values are read when asked for.
 
     Attributes:
@@ -60,22 +60,6 @@ class LoraFile:
     passthrough: tuple[str, ...]
     tensors: TensorFile = field(repr=False)
 
-    @property
-    def dtypes(self) -> tuple[torch.dtype, ...]:
-        """The dtypes that occur among the factors, each once."""
-        keys = (key for site in self.sites for key in (site.down_key, site.up_key))
-        return tuple(dict.fromkeys(self.tensors.entries[key].dtype for key in keys))
-
-    @property
-    def num_bytes(self) -> int:
-        """Size of the file on disk."""
-        return self.tensors.num_bytes
-
-    @property
-    def params(self) -> int:
-        """Number of entries of all factors."""
-        return sum(site.params for site in self.sites)
-
     def load(self, site: LoraSite) -> tuple[Tensor, Tensor, float]:
         """``(down, up, scale)`` of one site: down (r, in), up (out, r), update ``scale * up @ down``.
 
@@ -84,10 +68,6 @@ class LoraFile:
         """
         down, up = self.tensors.load_factor(site.down_key), self.tensors.load_factor(site.up_key)
         return down.reshape(site.width, -1), up.reshape(-1, site.width), site.scale
-
-    def tensor(self, name: str) -> Tensor:
-        """A tensor by its name in the file, as stored; CheckpointError where there is none."""
-        return self.tensors.load(name)
 
 
 def open_lora_file(path: str | os.PathLike[str], *, carry: bool = False) -> LoraFile:

@@ -6,7 +6,8 @@ users know work as for its own methods.
 
 from tntune.peft.callback import TensorGuideCallback
 from tntune.peft.config import SharedTensorGuideConfig, TensorGuideConfig
-from tntune.peft.layer import Linear, TensorGuideLayer
+from tntune.peft.layer import TensorGuideLayer
+from tntune.peft.linear import Linear
 from tntune.peft.model import SharedTensorGuideModel, TensorGuideModel
 from tntune.peft.registration import TensorGuidePeftType, register
 

@@ -63,6 +63,7 @@ class TensorGuideConfig(PeftConfig):
         trainable_token_indices: Rows of the embeddings that are trained too, as in PEFT.
         dropout: Probability of dropout on the input of the adapter, in training.
         init_weights: True: ΔW = 0. False: random. ``"paper"``, ``"published"``: those starts of TensorGuide.
+            Where σ is not linear, units come in opposite pairs, so that none of a few is dead.
             ``"lora:<folder>"``: a trained LoRA, by TT-SVD at these ranks; what is saved then says False.
         activation: Name of σ between the two factors; only the identity can be merged or become a LoRA.
         method: Kind of the maps: ``"tensorguide"``, ``"tt_lora"`` or ``"lora"``.
@@ -203,8 +204,8 @@ class SharedTensorGuideConfig(TensorGuideConfig):
     """One train for all targets of a shape: layer and projection are TT modes.
 
     Fields as in :class:`TensorGuideConfig`, with a layout that may name ``layer`` and ``proj`` legs, by
-    default ``"layer proj f1 f2 (side w)"``. Targets that differ in size or width share no train. ``sites``
-    is not used; ``groups`` takes its place.
+    default ``"layer proj f1 f2 (side w)"`` without legs of size 1. Targets that differ in size or width share
+    no train. ``sites`` is not used; ``groups`` takes its place.
 
     Attributes:
         groups: For each train its map, its targets in their order, scales and activation, once they are

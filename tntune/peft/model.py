@@ -24,7 +24,8 @@ from tntune.errors import TargetError
 from tntune.maps.group import SHARED_KEY
 from tntune.maps.site import GENERATOR_KEY
 from tntune.peft.config import TensorGuideConfig
-from tntune.peft.layer import Linear, TensorGuideLayer, linear_sizes
+from tntune.peft.layer import TensorGuideLayer
+from tntune.peft.linear import Linear, linear_sizes
 from tntune.peft.plan import Sizes, plan_groups, plan_site
 from tntune.peft.start import start_of_group, start_tensors
 

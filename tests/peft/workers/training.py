@@ -16,9 +16,10 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.nn.parallel import DistributedDataParallel
-from transformers import GPT2Config, GPT2LMHeadModel, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
+from tests.peft.models import gpt2
 from tntune.peft import SharedTensorGuideConfig, TensorGuideCallback, TensorGuideConfig
 
 CONFIGS = {"per layer": TensorGuideConfig, "shared": SharedTensorGuideConfig}
@@ -27,31 +28,12 @@ STEPS, LEARNING_RATE = 2, 10.0  # far enough that a wrong gradient shows
 State = dict[str, Tensor]
 
 
-def base(dtype: torch.dtype = torch.float64) -> GPT2LMHeadModel:
-    """A decoder of two blocks, without dropout."""
-    config = GPT2Config(
-        vocab_size=11,
-        n_positions=8,
-        n_embd=8,
-        n_layer=2,
-        n_head=2,
-        attn_pdrop=0.0,
-        embd_pdrop=0.0,
-        resid_pdrop=0.0,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return GPT2LMHeadModel(config).to(dtype)
-
-
 def adapted(variant: str, reentrant: bool | None = None, dtype: torch.dtype = torch.float64) -> PeftModel:
     """The decoder with random adapters, alike in every process, without checkpointing or with one kind."""
     config = CONFIGS[variant](r=3, ranks=2, target_modules=["c_attn", "c_fc"], init_weights=False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        model = get_peft_model(base(dtype), config)
+        model = get_peft_model(gpt2(dtype), config)
     if reentrant is not None:
         model.gradient_checkpointing_enable({"use_reentrant": reentrant})
         model.enable_input_require_grads()
