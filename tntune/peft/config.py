@@ -149,7 +149,7 @@ class TensorGuideConfig(PeftConfig):
 
     def describe(self, sites: dict[str, Any]) -> None:
         """Note what the fields came to, so that it is stored."""
-        self.sites = sites
+        self.sites = sites or None
 
     def _choices(self) -> dict[str, object]:
         """The fields that shape the maps."""
@@ -235,7 +235,7 @@ class SharedTensorGuideConfig(TensorGuideConfig):
 
     def describe(self, groups: dict[str, Any]) -> None:
         """Note what the fields came to, so that it is stored."""
-        self.groups = groups
+        self.groups = groups or None
 
     def _check_described(self) -> None:
         super()._check_described()

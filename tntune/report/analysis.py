@@ -10,7 +10,7 @@ from tntune.maps.activation import activation
 from tntune.report.conditioning import LayerJacobian, layer_jacobian
 from tntune.report.kernel import LayerSpectrum, layer_kernel
 from tntune.report.kernel_bounds import generalisation, kernel_bounds
-from tntune.report.layers import AdaptedLayer, adapted_layers, layer_count, open_layers
+from tntune.report.layers import AdaptedLayer, adapted_layers, open_layers
 from tntune.report.probe import Probe
 from tntune.theory.bound import Bound
 
@@ -132,7 +132,7 @@ def analyze_adapter(
         (4, True)
     """
     opened = open_layers(folder)
-    total, layers = layer_count(opened), []
+    total, layers = len(opened.sites), []
     for layer in adapted_layers(opened):
         layers.append(_analyzed(layer, probe))
         if progress is not None:

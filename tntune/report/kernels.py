@@ -7,7 +7,7 @@ from typing import Any
 
 from tntune.report.conditioning import nullity_by_shape
 from tntune.report.kernel import LayerSpectrum, layer_kernel
-from tntune.report.layers import adapted_layers, layer_count, open_layers
+from tntune.report.layers import adapted_layers, open_layers
 from tntune.report.probe import Probe
 
 __all__ = ["AdapterKernels", "Progress", "adapter_kernels"]
@@ -67,7 +67,7 @@ def adapter_kernels(
         ('fc', 12)
     """
     opened = open_layers(folder)
-    total, layers = layer_count(opened), []
+    total, layers = len(opened.sites), []
     for layer in adapted_layers(opened):
         empty = nullity_by_shape(layer) or 0
         bound = layer.site.map.num_parameters - empty

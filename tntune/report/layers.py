@@ -18,7 +18,7 @@ from tntune.maps.site import Site
 from tntune.maps.tensorguide import TensorGuide
 from tntune.maps.tt_lora import TTLoRA
 
-__all__ = ["AdaptedLayer", "adapted_layers", "dashed", "layer_count", "open_layers"]
+__all__ = ["AdaptedLayer", "adapted_layers", "dashed", "open_layers"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,23 +117,6 @@ def adapted_layers(folder: LoraFolder | TensorGuideFolder) -> Iterator[AdaptedLa
     for name, site in folder.sites.items():
         tensors = {key: tensor.double() for key, tensor in folder.load(name).items()}
         yield AdaptedLayer(name, site, tensors)
-
-
-def layer_count(folder: LoraFolder | TensorGuideFolder) -> int:
-    """How many layers :func:`adapted_layers` will yield.
-
-    Example:
-        >>> import torch
-        >>> from pathlib import Path
-        >>> from tempfile import TemporaryDirectory
-        >>> from tntune.checkpoint.lora_writer import LoraEntry, write_lora
-        >>> with TemporaryDirectory() as parent:
-        ...     entry = LoraEntry("fc", torch.ones(2, 5), torch.ones(3, 2))
-        ...     write_lora(Path(parent) / "lora", [entry], base_config={})
-        ...     layer_count(open_adapter(Path(parent) / "lora"))
-        1
-    """
-    return len(folder.sites)
 
 
 def open_layers(folder: str | os.PathLike[str]) -> LoraFolder | TensorGuideFolder:
