@@ -33,7 +33,8 @@ def dense(own: list[Factors]) -> Tensor:
 def leading(unfolding: Tensor, rank: int) -> Tensor:
     """The projection on the leading left singular vectors."""
     basis = torch.linalg.svd(unfolding, full_matrices=False)[0][:, :rank]
-    return basis @ basis.mT
+    projection: Tensor = basis @ basis.mT
+    return projection
 
 
 @pytest.mark.statement("C3")
