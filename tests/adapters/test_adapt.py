@@ -137,7 +137,7 @@ def test_modes_of_training_are_kept() -> None:
             "embed: Embedding cannot be",
         ),
         ({"": Site(LoRA(6, 6, 2))}, TargetError, "the model itself cannot be replaced"),
-        ({"mixer": Site(MAPS["joined layers"])}, ModeError, "maps 6 features to 6, the map 4 to 4"),
+        ({"mixer": Site(MAPS["joined layers"])}, SpecError, "mixer: its map serves 6 layers; a Group names"),
     ],
 )
 def test_a_bad_site_changes_nothing(sites: dict[str, Site], error: type, message: str) -> None:
@@ -150,7 +150,9 @@ def test_a_bad_site_changes_nothing(sites: dict[str, Site], error: type, message
 
 def test_a_map_of_many_layers_is_refused() -> None:
     model = nn.Sequential(nn.Linear(4, 4))
-    with pytest.raises(SpecError, match="0: its map serves 6 layers; each layer needs a map of its own"):
+    with pytest.raises(
+        SpecError, match="0: its map serves 6 layers; a Group names them, or each layer needs a map"
+    ):
         adapt(model, {"0": Site(MAPS["joined layers"])})
     assert model[0].weight.requires_grad
 

@@ -156,10 +156,10 @@ def test_save_refuses_what_is_not_finite(value: float, tmp_path: Path) -> None:
 def test_save_refuses_shared_generators(tmp_path: Path) -> None:
     layer = adapted(LoRA(4, 4, 2))
     model = nn.Sequential(layer, AdaptedLinear(nn.Linear(4, 4), layer.generator))
-    with pytest.raises(UnsupportedError, match="1: shares its generator with other layers"):
+    with pytest.raises(UnsupportedError, match="1: shares its generator and site 0 with 0; give each"):
         save_adapters(model, tmp_path / "adapter")
     many = nn.Sequential(adapted(MAPS["joined layers"]))
-    with pytest.raises(UnsupportedError, match="0: shares its generator with other layers"):
+    with pytest.raises(UnsupportedError, match=r"sites \[1, 2, 3, 4\] of a map that serves 6 have no layer"):
         save_adapters(many, tmp_path / "adapter")
     assert not list(tmp_path.iterdir())
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.support.tolerance import close
-from tntune.contract import Plan, plan
+from tntune.contract import Plan, candidates, plan, timed, train_routes
 from tntune.errors import ModeError, SpecError
 
 EQUATIONS = [
@@ -278,14 +278,16 @@ def test_any_path_gives_the_same(path: tuple) -> None:
     shapes = [(1, 4, 2), (2, 3, 3), (3, 2, 2), (2, 5, 1), (2,)]
     tensors = random(shapes)
     free = plan(equation, *shapes)
-    assert plan(equation, *shapes, paths=[path]).cost <= free.cost
-    assert close(plan(equation, *shapes, paths=[path])(*tensors), torch.einsum(equation, *tensors))
+    assert plan(equation, *shapes, paths={"given": path}).cost <= free.cost
+    assert close(plan(equation, *shapes, paths={"given": path})(*tensors), torch.einsum(equation, *tensors))
 
 
 def test_the_cheapest_of_the_given_paths_is_taken() -> None:
     equation, shapes = "ab,bc,cd->ad", [(2, 300), (300, 3), (3, 4)]
     found = plan(equation, *shapes)
-    assert plan(equation, *shapes, paths=[((1, 2), (0, 1))]) == found  # right to left is dearer
+    assert (
+        plan(equation, *shapes, paths={"right to left": ((1, 2), (0, 1))}) == found
+    )  # right to left is dearer
     dear = plan(equation, *shapes, optimize="auto").cost
     assert dear == found.cost
 
@@ -294,3 +296,33 @@ def test_a_result_in_the_wanted_order_is_not_copied() -> None:
     assert plan("ab,bc->ac", (2, 3), (3, 4)).steps[0].copies == 0
     assert plan("ab,bc->ca", (2, 3), (3, 4)).steps[0].copies == 0  # the operands are exchanged
     assert plan("abx,bcx->acx", (2, 3, 2), (3, 4, 2)).steps[0].copies == 16
+
+
+CHAIN = ("ab,bc,cd->ad", [(2, 300), (300, 3), (3, 4)])
+FROM_THE_RIGHT = {"from the right": ((1, 2), (0, 1)), "again": ((1, 2), (0, 1))}
+
+
+def test_candidates_are_the_plan_and_what_it_was_chosen_from() -> None:
+    equation, shapes = CHAIN
+    chosen = plan(equation, *shapes, paths=FROM_THE_RIGHT)
+    found = candidates(chosen)
+    assert found[0] == chosen
+    assert [one.route for one in found] == ["opt_einsum", "from the right"]  # equal steps count once
+    assert [one.cost for one in found] == sorted(one.cost for one in found)
+    tensors = random(shapes)
+    assert all(close(one(*tensors), dense(equation, tensors)) for one in found)
+    assert candidates(found[1])[0] == chosen
+
+
+def test_a_dear_path_is_taken_only_where_no_other_is_known() -> None:
+    equation, shapes = "abc,cde,efg->abdfg", [(1, 20, 2), (2, 20, 2), (2, 20, 1)]
+    chosen = plan(equation, *shapes, paths=train_routes(3, has_z=False))
+    assert chosen.route in ("opt_einsum", *train_routes(3, has_z=False))
+    assert chosen.cost == min(one.cost for one in candidates(chosen))
+
+
+def test_timed() -> None:
+    equation, shapes = CHAIN
+    found = timed(candidates(plan(equation, *shapes, paths=FROM_THE_RIGHT)), rounds=3)
+    assert len(found) == 2
+    assert all(seconds > 0 for seconds in found)

@@ -11,7 +11,7 @@ from torch import Tensor
 from tests.convert.sample import same
 from tests.convert.shared import RANK, SIZE, of_one_shape
 from tests.support.tolerance import close
-from tntune.convert import joint
+from tntune.convert import joint_side
 from tntune.convert.form import Form
 from tntune.convert.joint import JointProblem
 from tntune.convert.joint_train import JOINT_LAYOUT, JointTrain
@@ -130,7 +130,7 @@ def test_many_features_are_reduced_to_the_directions_that_matter(monkeypatch: py
     ]
     given = norms(4, inside=60, outside=9)
     whole = JointProblem(wide, given).fit(4, 3)
-    monkeypatch.setattr(joint, "_CAP", 24)
+    monkeypatch.setattr(joint_side, "CAP", 24)
     problem = JointProblem(wide, given)
     assert problem.inputs.forms.shape[1:] == (24, 24)
     train, history = problem.fit(4, 3)

@@ -177,9 +177,10 @@ def test_more_parameters_are_never_worse(tmp_path: Path, source: Path, calibrati
 def test_a_plan_keeps_its_budget(source: Path, calibration: Calibration) -> None:
     layers = Layers.load(open_lora(source))
     for budget in (30, 150, 400, 900):
-        plan = JointSearch(layers, Norm(calibration), budget).plan()
+        search = JointSearch(layers, Norm(calibration))
+        plan = search.plan(budget)
         assert sum(option.params for option in plan.values()) <= budget
-        candidate = JointSearch(layers, Norm(calibration), budget).candidate(plan, Norm(calibration))
+        candidate = search.candidate(plan, Norm(calibration))
         assert candidate.params == sum(option.params for option in plan.values())
 
 
@@ -214,9 +215,9 @@ def test_what_makes_no_whole_adapter_is_refused(
     task = Task(calibration)
     with pytest.raises(SpecError, match="with a calibration the methods are joint, svd and auto"):
         converted(source, tmp_path / "out", "tensorguide", task)
-    with pytest.raises(SpecError, match="for a budget"):
-        converted(source, tmp_path / "out", "auto", task, tolerance=0.1)
-    with pytest.raises(SpecError, match="method 'joint' needs a budget"):
+    with pytest.raises(SpecError, match=r"for a budget .* or a tolerance; not 'auto' for .*max_rank"):
+        converted(source, tmp_path / "out", "auto", task, max_rank=2)
+    with pytest.raises(SpecError, match=r"method 'joint' needs a budget .* or a tolerance, not .*max_rank"):
         ConversionSettings(Target(max_rank=2), "joint")
     with pytest.raises(RankError, match=f"a budget of 5 parameters fits no layer; the least .* {SIZE + 9}"):
         converted(source, tmp_path / "out", "auto", task, max_params=5)

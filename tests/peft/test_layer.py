@@ -155,8 +155,8 @@ def test_autocast_leaves_the_cores_alone(variant: str) -> None:
     wanted = model(input_ids=TOKENS).logits.detach()
     with torch.autocast("cpu", torch.bfloat16):
         out = model(input_ids=TOKENS, labels=TOKENS)
-        factors = next(iter(layers(model).values())).factors("default")
-    assert factors.down.dtype == factors.up.dtype == torch.float32
+        down, up = next(iter(layers(model).values())).chains("default")
+    assert {matrix.dtype for matrix in (*down, *up)} == {torch.float32}
     assert close(out.logits.bfloat16(), wanted)
     out.loss.backward()
     assert all(p.grad.dtype == torch.float32 for p in cores(model).values())

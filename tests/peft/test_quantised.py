@@ -62,7 +62,7 @@ def test_the_output_is_that_of_the_base_and_the_formula(variant: str, kind: str,
     assert isinstance(layer, TensorGuideLayer)
     assert "quantization_backend=" in repr(layer)
     assert {p.dtype for p in cores(adapted_model).values()} == {torch.float32}
-    down, up = layer.factors("default")
+    (down,), (up,) = layer.chains("default")
     hidden = x() @ down.T
     added = (torch.relu(hidden) if sigma == "relu" else hidden) @ up.T
     assert close(adapted_model(x()), base(kind)(x()) + added)

@@ -1,14 +1,16 @@
 """adapt: put adapters into a plain torch model, and take them out again."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from tntune.adapters.forward_pass import ForwardPass, drop_passes
 from tntune.adapters.generator import FactorGenerator
 from tntune.adapters.linear import AdaptedLinear, check_fit
 from tntune.adapters.spec import AdapterSpec, check_target
 from tntune.errors import SpecError, TargetError, UnsupportedError
+from tntune.maps.group import Group
 from tntune.maps.site import Site
 
 __all__ = ["adapt", "adapted_layers", "install", "merge", "set_enabled", "unload", "unmerge"]
@@ -16,7 +18,7 @@ __all__ = ["adapt", "adapted_layers", "install", "merge", "set_enabled", "unload
 
 def adapt(
     model: nn.Module,
-    spec: AdapterSpec | Mapping[str, Site],
+    spec: AdapterSpec | Mapping[str, Site | Group],
     *,
     generator: torch.Generator | None = None,
     dtype: torch.dtype = torch.float32,
@@ -28,7 +30,7 @@ def adapt(
 
     Args:
         model: Any torch module.
-        spec: A specification, or a Site for each module path.
+        spec: A specification; or a Site for each module path, or Groups of modules by any name.
         generator: Source of the fresh params, on the CPU; by default torch's own.
         dtype: Dtype of the params; float32 whatever the base is.
 
@@ -47,17 +49,26 @@ def adapt(
         True
         >>> sorted({name.split(".")[1] for name, p in model.named_parameters() if p.requires_grad})
         ['generator']
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+        >>> shared = adapt(model, AdapterSpec(method="lotr", rank=2))
+        >>> sum(p.numel() for p in shared.parameters() if p.requires_grad)  # 2 D r + L r²
+        40
     """
-    sites = spec.sites_for(model) if isinstance(spec, AdapterSpec) else dict(spec)
+    sites = spec.plan_for(model) if isinstance(spec, AdapterSpec) else dict(spec)
     fresh = {name: site.map.init(generator, dtype=dtype) for name, site in sites.items()}
     tensors = {name: {**params, **fixed} for name, (params, fixed) in fresh.items()}
     install(model, sites, tensors)
     return model
 
 
-def install(model: nn.Module, sites: Mapping[str, Site], tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+def install(
+    model: nn.Module, sites: Mapping[str, Site | Group], tensors: Mapping[str, Mapping[str, Tensor]]
+) -> None:
     """Wrap the named modules with these sites and tensors; all of them or, on an error, none.
 
+    A Site is of the module that its key names; a Group names its modules itself, and they share its tensors.
     A module that the model holds at several places is wrapped once, and adapted at all of them.
 
     Raises:
@@ -72,18 +83,23 @@ def install(model: nn.Module, sites: Mapping[str, Site], tensors: Mapping[str, M
         >>> model[0].delta_weight().sum().item()
         12.0
     """
+    groups = {name: _as_group(name, entry) for name, entry in sites.items()}
     modules = dict(model.named_modules())
-    missing = sorted(set(sites) - set(modules))
+    paths = [path for group in groups.values() for path in group.modules]
+    missing = sorted(set(paths) - set(modules))
     if missing or not sites:
         raise TargetError(f"{type(model).__name__} has no modules {missing}, or none was named")
+    if len(set(paths)) < len(paths):
+        raise SpecError(f"modules {sorted({p for p in paths if paths.count(p) > 1})} are named twice")
     if set(tensors) != set(sites):
         raise SpecError(f"there are tensors for {sorted(tensors)}, but sites for {sorted(sites)}")
-    generators = {name: _generator(name, modules, site, tensors[name]) for name, site in sites.items()}
+    generators = {name: _generator(group, modules, tensors[name]) for name, group in groups.items()}
     model.requires_grad_(False)
-    for name, site in sites.items():
-        base, generator = modules[name], generators[name].requires_grad_(True)
-        layer = AdaptedLinear(base, generator, scale=site.scale, activation=site.activation)
-        _replace(model, base, layer)
+    for name, group in groups.items():
+        _wrap(model, [modules[path] for path in group.modules], group, generators[name])
+    shared = [generator for generator in generators.values() if generator.map.sites > 1]
+    if shared:
+        ForwardPass(model, shared)
 
 
 def adapted_layers(model: nn.Module) -> Iterator[tuple[str, AdaptedLinear]]:
@@ -182,22 +198,44 @@ def unload(model: nn.Module) -> nn.Module:
     """
     for _, layer in adapted_layers(model):
         _replace(model, layer, layer.base)
+    drop_passes(model)
     return model
 
 
+def _as_group(name: str, entry: Site | Group) -> Group:
+    """A site as the group of its one module."""
+    if isinstance(entry, Group):
+        return entry
+    if entry.map.sites != 1:
+        raise SpecError(
+            f"{name}: its map serves {entry.map.sites} layers; a Group names them, "
+            "or each layer needs a map of its own"
+        )
+    return Group(entry.map, (name,), (entry.scale,), entry.activation)
+
+
 def _generator(
-    name: str, modules: Mapping[str, nn.Module], site: Site, tensors: Mapping[str, Tensor]
+    group: Group, modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]
 ) -> FactorGenerator:
-    """The generator of one site on its base's device, once it is known to fit."""
-    check_target(name, modules)
-    check_fit(modules[name], site.map)
-    if site.map.sites != 1:
-        raise SpecError(f"{name}: its map serves {site.map.sites} layers; each layer needs a map of its own")
-    params = {key: tensors[key] for key in site.map.param_shapes if key in tensors}
+    """The generator of a group on its first base's device, once it is known to fit them all."""
+    for path in group.modules:
+        check_target(path, modules)
+        check_fit(modules[path], group.map)
+    params = {key: tensors[key] for key in group.map.param_shapes if key in tensors}
     fixed = {key: tensor for key, tensor in tensors.items() if key not in params}
-    weight = modules[name].weight
+    weight = modules[group.modules[0]].weight
     assert isinstance(weight, Tensor)  # check_fit saw it
-    return FactorGenerator(site.map, params, fixed).to(weight.device)
+    return FactorGenerator(group.map, params, fixed).to(weight.device)
+
+
+def _wrap(model: nn.Module, bases: Sequence[nn.Module], group: Group, generator: FactorGenerator) -> None:
+    """Put a layer in the place of each base; the first has the generator, so that it is in the model once."""
+    generator.requires_grad_(True)
+    for site, (base, scale) in enumerate(zip(bases, group.scales, strict=True)):
+        layer = AdaptedLinear(
+            base, generator, scale=scale, activation=group.activation, site=site, owner=site == 0
+        )
+        _replace(model, base, layer)
 
 
 def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:

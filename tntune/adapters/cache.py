@@ -1,17 +1,18 @@
 """FactorCache: generated factors, kept while nothing that they come from has changed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from tntune.maps.base import Factors
-
 __all__ = ["FactorCache"]
+
+Made = TypeVar("Made", bound=tuple[object, ...])
 
 
 class FactorCache:
-    """``factors(tensors, site, make)`` equals ``make()``, and calls it only where one of the tensors changed.
+    """``factors(tensors, key, make)`` equals ``make()``, and calls it only where one of the tensors changed.
 
     Nothing is kept where a gradient is wanted, under ``torch.func``, while ``torch.compile`` traces, and for
     tensors that are no plain ones of torch. A change is noticed by identity, version and place of every
@@ -23,6 +24,7 @@ class FactorCache:
     cores, not factors).
 
     Example:
+        >>> from tntune.maps.base import Factors
         >>> core, cache = nn.Parameter(torch.ones(2, 2)), FactorCache()
         >>> with torch.no_grad():
         ...     kept = [cache.factors([core], None, lambda: Factors(2 * core, 3 * core)) for _ in range(2)]
@@ -33,8 +35,8 @@ class FactorCache:
     def __init__(self) -> None:
         self._kept: _Kept | None = None
 
-    def factors(self, tensors: Sequence[Tensor], site: int | None, make: Callable[[], Factors]) -> Factors:
-        """The factors of a site, or of all sites for None, that ``make`` computes from ``tensors``."""
+    def factors(self, tensors: Sequence[Tensor], key: Hashable, make: Callable[[], Made]) -> Made:
+        """What ``make`` computes from ``tensors``, kept under a key: a site, or None for all of them."""
         if torch.compiler.is_compiling():
             return make()
         if _is_gradient_wanted(tensors):
@@ -45,9 +47,10 @@ class FactorCache:
                 return make()
             self._kept = _Kept(tensors)
         entries = self._kept.entries
-        if site not in entries:
-            entries[site] = make()
-        return entries[site]
+        if key not in entries:
+            entries[key] = make()
+        made: Made = entries[key]
+        return made
 
     def clear(self) -> None:
         """Forget everything."""
@@ -64,7 +67,7 @@ class _Kept:
     """Entries by site, with the state of the tensors that they come from."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self.entries: dict[int | None, Factors] = {}
+        self.entries: dict[Hashable, Any] = {}
         self._states = [(t, t._version, t.data_ptr(), _copy(t)) for t in tensors]
         self._inference = torch.is_inference_mode_enabled()
 

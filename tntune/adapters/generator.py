@@ -2,14 +2,17 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from typing import overload
 
 import tltorch
 import torch
 from torch import Tensor, nn
 
 from tntune.adapters.cache import FactorCache
+from tntune.adapters.generation import Generation
 from tntune.errors import DtypeError, ModeError, SpecError
 from tntune.maps.base import Factors, Tensors, WeightMap
+from tntune.maps.chain import Chains, Halves, halves
 from tntune.maps.latent_train import LatentTrain
 from tntune.maps.tensorguide import TensorGuide
 from tntune.maps.tt_lora import TTLoRA
@@ -58,6 +61,9 @@ class FactorGenerator(nn.Module):
         self._names = tuple(map.tensor_shapes)
         self._is_generated = bool(map.plans)
         self._cache = FactorCache()
+        self._generation = Generation()
+        products = halves(map)
+        self._halves = products if products is not None and products.pays else None
 
     @property
     def weight(self) -> nn.Parameter:
@@ -72,24 +78,50 @@ class FactorGenerator(nn.Module):
         """A generator with freshly drawn params."""
         return cls(map, *map.init(generator, dtype=dtype))
 
-    def forward(self, site: int | None = None) -> Factors:
-        """The factors of all sites, or of one, in the dtype and on the device of the params."""
-        if not (self.training and self.map.resampled):
-            return self.stored(site)
-        drawn = {name: torch.randn_like(getattr(self, name)) for name in self.map.resampled}
-        return self._factors(drawn, site)
+    @overload
+    def forward(self, site: int | None = None) -> Factors: ...
+
+    @overload
+    def forward(self, site: int, kind: type[Chains]) -> Chains: ...
+
+    def forward(self, site: int | None = None, kind: type[Factors | Chains] = Factors) -> Factors | Chains:
+        """The factors of all sites, or of one, in the dtype and on the device of the params.
+
+        The kind ``Chains`` is what a layer applies: the matrices of one site, as products where that is
+        cheaper (:class:`tntune.maps.chain.Halves`), which the shapes alone decide.
+        """
+        if kind is Chains:
+            return Chains.of(self._whole(site)) if self._halves is None else self._products(self._halves)
+        return self._whole(site)
 
     def stored(self, site: int | None = None) -> Factors:
         """The factors at the stored latent, in training too: what evaluation uses and what is merged."""
         if not self._is_generated:  # the params are the factors, so there is nothing to keep
             return self._factors({}, site)
-        tensors = [getattr(self, name) for name in self._names]
-        return self._cache.factors(tensors, site, lambda: self._factors({}, site))
+        return self._cache.factors(self._own(), site, lambda: self._factors({}, site))
+
+    def begin(self) -> None:
+        """Generate all sites at once for the layers of one pass, which :meth:`end` ends.
+
+        Does nothing where ``torch.compile`` traces, which sees the common parts itself, and where a latent is
+        drawn at every call.
+        """
+        if torch.compiler.is_compiling() or self.map.resampled:
+            return
+        own = self._own()
+        if not any(tensor.is_inference() for tensor in own):
+            self._generation.open(own, self())
+
+    def end(self) -> None:
+        """End the pass; what a recomputation in the backward needs stays until the next."""
+        if not torch.compiler.is_compiling():
+            self._generation.close()
 
     def train(self, mode: bool = True) -> "FactorGenerator":
         """As ever; a change of mode forgets what was kept, so that no unseen change outlives it."""
         if mode != self.training:
             self._cache.clear()
+            self._generation.clear()
         return super().train(mode)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -115,14 +147,47 @@ class FactorGenerator(nn.Module):
         """The map."""
         return repr(self.map)
 
+    def _whole(self, site: int | None) -> Factors:
+        """The factors themselves."""
+        if site is not None and not torch.compiler.is_compiling():
+            kept = self._generation.take(self._own(), site)
+            if kept is not None:
+                return kept
+        drawn = self._drawn()
+        return self._factors(drawn, site) if drawn else self.stored(site)
+
+    def _products(self, halves: Halves) -> Chains:
+        """The factors as products, kept as whole factors are."""
+        drawn = self._drawn()
+
+        def make() -> Chains:
+            with without_autocast(self.weight.device):
+                return halves(self._params(), self._fixed() | drawn)
+
+        return make() if drawn else self._cache.factors(self._own(), Chains, make)
+
+    def _drawn(self) -> dict[str, Tensor]:
+        """The latents that this call draws."""
+        names = self.map.resampled if self.training else ()
+        return {name: torch.randn_like(getattr(self, name)) for name in names}
+
+    def _own(self) -> list[Tensor]:
+        """All tensors, in the order of their names."""
+        return [getattr(self, name) for name in self._names]
+
     def _factors(self, drawn: Tensors, site: int | None) -> Factors:
         """The map's factors, with these latents in place of the stored ones, at full precision."""
-        params = {name: getattr(self, name) for name in self.map.param_shapes}
-        fixed = {name: getattr(self, name) for name in self.map.fixed_shapes}
-        with without_autocast(next(iter(params.values())).device):
+        params, fixed = self._params(), self._fixed() | dict(drawn)
+        with without_autocast(self.weight.device):
             if site is None:
-                return self.map.factors(params, {**fixed, **drawn})
-            return self.map.site_factors(params, {**fixed, **drawn}, site)
+                return self.map.factors(params, fixed)
+            return self.map.site_factors(params, fixed, site)
+
+    def _params(self) -> dict[str, Tensor]:
+        return {name: getattr(self, name) for name in self.map.param_shapes}
+
+    def _fixed(self) -> dict[str, Tensor]:
+        return {name: getattr(self, name) for name in self.map.fixed_shapes}
 
     def _tensor_train(self, train: LatentTrain, prefix: str) -> nn.Module:
         if train.ranks[0] != 1 or train.ranks[-1] != 1:

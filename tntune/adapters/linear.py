@@ -1,6 +1,6 @@
 """AdaptedLinear: a frozen linear layer and one map beside it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +10,10 @@ from tntune.adapters.generator import FactorGenerator, without_autocast
 from tntune.errors import ModeError, NumericalError, TargetError, UnsupportedError
 from tntune.maps.activation import activation
 from tntune.maps.base import Factors, WeightMap
+from tntune.maps.chain import Chains
 from tntune.maps.site import Site
 
-__all__ = ["AdaptedLinear", "check_fit", "features", "is_transposed"]
+__all__ = ["AdaptedLinear", "check_fit", "features", "is_transposed", "through"]
 
 
 class AdaptedLinear(nn.Module):
@@ -27,6 +28,7 @@ class AdaptedLinear(nn.Module):
         scale: s.
         activation: Name of σ.
         site: Which of the generator's sites this layer is.
+        owner: Whether the generator is a part of this layer; False where it is a part of another.
 
     Raises:
         TargetError: Where ``base`` is not a linear layer.
@@ -51,6 +53,7 @@ class AdaptedLinear(nn.Module):
         scale: float = 1.0,
         activation: str = "identity",
         site: int = 0,
+        owner: bool = True,
     ) -> None:
         super().__init__()
         check_fit(base, generator.map)
@@ -59,7 +62,11 @@ class AdaptedLinear(nn.Module):
         self.spec = Site(generator.map, scale, activation)
         self.site = site
         self.base = base.requires_grad_(False)
-        self.generator = generator
+        self.generator: FactorGenerator
+        if owner:
+            self.generator = generator
+        else:
+            object.__setattr__(self, "generator", generator)  # known to the layer, but no part of it
         self.enabled = True
         self._unmerged: list[nn.Parameter] = []  # a list: not registered, a state dict keeps its names
         self.register_forward_pre_hook(_called)
@@ -86,10 +93,9 @@ class AdaptedLinear(nn.Module):
         y: Tensor = self.base(x)
         if self.merged or not self.enabled:
             return y
-        down, up = self.factors()
-        hidden = functional.linear(x, down.to(x.dtype))  # (..., width)
-        hidden = activation(self.spec.activation).function(hidden)
-        return y + functional.linear(hidden, (up * self.spec.scale).to(x.dtype)).to(y.dtype)
+        down, (first, *rest) = self.generator(self.site, Chains)
+        hidden = activation(self.spec.activation).function(through(x, down))  # (..., width)
+        return y + through(hidden, (first * self.spec.scale, *rest)).to(y.dtype)
 
     def factors(self) -> Factors:
         """This layer's down ``(width, in)`` and up ``(out, width)``."""
@@ -161,6 +167,18 @@ class AdaptedLinear(nn.Module):
         for weight in self._unmerged:
             weight.data = fn(weight.data)
         return self
+
+
+def through(x: Tensor, matrices: Sequence[Tensor]) -> Tensor:
+    """``matrices[-1] @ ... @ matrices[0] @ x`` for every row x, in its dtype and on its device.
+
+    Example:
+        >>> through(torch.ones(3, 4), [torch.ones(2, 4), torch.ones(5, 2)]).shape
+        torch.Size([3, 5])
+    """
+    for matrix in matrices:
+        x = functional.linear(x, matrix.to(x))
+    return x
 
 
 def is_transposed(module: nn.Module) -> bool:

@@ -1,17 +1,18 @@
-"""AdapterSpec: what to adapt and with which map, as one value; it becomes a Site for every target."""
+"""AdapterSpec: what to adapt and with which map, as one value; it becomes Sites or Groups of the targets."""
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import nn
 
 from tntune.adapters.linear import AdaptedLinear, features
 from tntune.errors import SpecError, TargetError
 from tntune.maps.activation import activation
 from tntune.maps.base import WeightMap, positive
-from tntune.maps.build import build_map
-from tntune.maps.layout import Geometry
+from tntune.maps.group import Group
+from tntune.maps.recipe import Recipe, Sizes
 from tntune.maps.site import Site, finite
 
 __all__ = ["ALL_LINEAR", "AdapterSpec", "check_target", "target_names"]
@@ -20,28 +21,22 @@ ALL_LINEAR = "all-linear"
 
 
 @dataclass(frozen=True)
-class AdapterSpec:
-    """One specification for many layers: every target gets a map of its own size.
+class AdapterSpec(Recipe):
+    """One specification for many layers: every target gets a map of its own size, or a share in one.
 
     Attributes:
         targets: ``"all-linear"``, a regular expression that must match the whole module path, or a tuple
             of names that a path must end with (as PEFT's ``target_modules``).
         exclude: Names or paths, matched like a tuple of targets, that are left alone.
-        method: ``"tensorguide"``, ``"tt_lora"`` or ``"lora"``.
-        width: M, the inner size of every adapter.
-        rank: Upper bound of every TT-rank, by default 8; each is lowered to what its modes allow. A LoRA
-            has none.
-        layout: ``"concat"`` or a pattern of :class:`tntune.maps.Joined`, by default ``"f1 f2 (side w)"``; for
-            TensorGuide only.
-        latent: Mode of the latent: ``"none"``, ``"fixed"``, ``"resample"`` or ``"mean"``.
-        seed: Seed of the first target's latent; each further target adds one, so that no two share z.
         activation: Name of σ.
-        alpha: The scale is ``alpha / width``, not zero; None means ``alpha = width``.
-        start: How maps start (``"zero"``, ``"random"``, ``"paper"``, ``"published"``).
+        alpha: The scale is ``alpha / width``, not zero; None means ``alpha = width``. A map with one rank for
+            all bonds has that for a width.
+
+    All else is keyword-only, and described at :class:`tntune.maps.Recipe`: method, width, rank, params,
+    layout, latent, seed, start, head_dim (by default the model's configuration says it), input_heads.
 
     Raises:
-        SpecError: For a value that no target could use; methods, layouts and starts are checked by
-            :meth:`sites_for`.
+        SpecError: For a value that no target could use; layouts and starts are checked by :meth:`plan_for`.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 4))
@@ -52,20 +47,11 @@ class AdapterSpec:
 
     targets: str | tuple[str, ...] = ALL_LINEAR
     exclude: tuple[str, ...] = ()
-    method: str = "tensorguide"
-    width: int = 8
-    rank: int | None = None
-    layout: str | None = None
-    latent: str = "none"
-    seed: int = 0
     activation: str = "identity"
     alpha: float | None = None
-    start: str = "zero"
 
     def __post_init__(self) -> None:
-        positive("width", self.width)
-        if self.rank is not None:
-            positive("rank", self.rank)
+        super().__post_init__()
         if self.alpha is not None and finite("alpha", self.alpha) == 0:
             raise SpecError("alpha is 0, so that no adapter would do anything; give another number")
         activation(self.activation)
@@ -75,31 +61,85 @@ class AdapterSpec:
         if not isinstance(self.targets, str):
             object.__setattr__(self, "targets", tuple(self.targets))
 
-    def map_for(self, in_features: int, out_features: int, *, index: int = 0) -> WeightMap:
-        """The map of one layer of this size; ``index`` makes its latent differ from its neighbours'."""
-        return build_map(
-            self.method,
-            Geometry(in_features, out_features, self.width),
-            rank=self.rank,
-            layout=self.layout,
-            latent=self.latent,
-            seed=self.seed + index,
-            start=self.start,
-        )
+    def plan_for(self, model: nn.Module) -> dict[str, Site | Group]:
+        """The Site of every target by module path, or for methods that share the Groups of the targets.
+
+        Raises:
+            TargetError: Where nothing matches, or a named target cannot be adapted; says why.
+            SpecError, ModeError: Where a target cannot have a map of this method.
+        """
+        return {**(self.groups_for(model) if self.is_joint else self.sites_for(model))}
 
     def sites_for(self, model: nn.Module) -> dict[str, Site]:
         """The Site of every target of ``model``, by module path in the model's order.
 
         Raises:
             TargetError: Where nothing matches, or a named target cannot be adapted; says why.
+            SpecError: For a method whose maps serve many layers, or a map that no target can have.
         """
-        names = target_names(model, self.targets, self.exclude)
-        modules = dict(model.named_modules())
-        scale = 1.0 if self.alpha is None else self.alpha / self.width
+        maps = self.layer_maps(self._targets(model))
+        return {name: Site(map, self._scale(map), self.activation) for name, map in maps.items()}
+
+    def groups_for(self, model: nn.Module) -> dict[str, Group]:
+        """The Groups of the targets, by name such as ``768x768``; each has one map and its scale.
+
+        Raises:
+            TargetError: Where nothing matches, or a named target cannot be adapted; says why.
+            SpecError: For a method whose maps serve one layer, heads of unknown size, or an activation with
+                which a target whose heads split the input would not start at zero.
+            ModeError: Where heads do not divide the features, or layers with input heads are not square.
+
+        Example:
+            >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+            >>> {name: group.modules for name, group in AdapterSpec(method="lotr").groups_for(model).items()}
+            {'8x8': ('0', '2'), '8x4': ('4',)}
+        """
+        spec = self
+        if self.has_heads and self.head_dim is None:
+            spec = replace(self, head_dim=head_dim(model))
+        if self.input_heads and activation(self.activation).function(torch.zeros(())) != 0:
+            raise SpecError(
+                f"with input_heads, down starts at zero, and ΔW only with σ(0) = 0: not {self.activation!r}"
+            )
+        made = spec.joint_maps(self._targets(model))
         return {
-            name: Site(self.map_for(*features(modules[name]), index=i), scale, self.activation)
-            for i, name in enumerate(names)
+            name: Group(map, grid.modules, (self._scale(map),) * map.sites, self.activation)
+            for name, (grid, map) in made.items()
         }
+
+    def map_for(self, in_features: int, out_features: int, *, index: int = 0) -> WeightMap:
+        """The map of one layer of this size; ``index`` makes its latent differ from its neighbours'."""
+        return self.layer_map((in_features, out_features), index=index)
+
+    def _targets(self, model: nn.Module) -> dict[str, Sizes]:
+        modules = dict(model.named_modules())
+        return {name: features(modules[name]) for name in target_names(model, self.targets, self.exclude)}
+
+    def _scale(self, map: WeightMap) -> float:
+        return 1.0 if self.alpha is None else self.alpha / (self.width or map.width)
+
+
+def head_dim(model: nn.Module) -> int:
+    """Size of an attention head, as the model's configuration says it.
+
+    Raises:
+        SpecError: Where it does not.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> model = nn.Linear(4, 3)
+        >>> model.config = SimpleNamespace(hidden_size=768, num_attention_heads=12)
+        >>> head_dim(model)
+        64
+    """
+    config = getattr(model, "config", None)
+    for name in ("head_dim", "d_kv"):
+        if isinstance(getattr(config, name, None), int):
+            return positive(name, getattr(config, name))
+    hidden, heads = (getattr(config, name, None) for name in ("hidden_size", "num_attention_heads"))
+    if not isinstance(hidden, int) or not isinstance(heads, int):
+        raise SpecError(f"give head_dim: {type(model).__name__} has no configuration that says it")
+    return hidden // positive("num_attention_heads", heads)
 
 
 def target_names(

@@ -1,7 +1,8 @@
 """Adapters of a plain torch model to a folder and back, in the format that tntune converts to."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,6 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tntune.adapters.adapt import adapted_layers, install
+from tntune.adapters.generator import FactorGenerator
+from tntune.adapters.linear import AdaptedLinear
 from tntune.errors import (
     CheckpointError,
     NumericalError,
@@ -19,6 +22,8 @@ from tntune.errors import (
     UnsupportedError,
 )
 from tntune.files import CONFIG_NAME, Json, new_folder, read_json, write_json
+from tntune.maps.group import SHARED_PEFT_TYPE, Group, group_config, group_key, groups_from_config
+from tntune.maps.recipe import group_name
 from tntune.maps.site import KEY_PREFIX, Site, site_config, site_key, sites_from_config
 
 __all__ = ["load_adapters", "save_adapters"]
@@ -35,8 +40,8 @@ def save_adapters(
 ) -> None:
     """Write the adapters, and of the base only what is named; :func:`load_adapters` restores it bit for bit.
 
-    The folder holds ``adapter_config.json`` and ``adapter_model.safetensors``. It is written whole or not
-    at all, and ``tntune export --to lora`` reads it.
+    The folder holds ``adapter_config.json`` and ``adapter_model.safetensors``; what layers share is in it
+    once. It is written whole or not at all, and ``tntune export --to lora`` reads it.
 
     Args:
         model: A model with adapters, merged or not.
@@ -47,8 +52,8 @@ def save_adapters(
     Raises:
         OutputError: Where the folder exists and ``overwrite`` is False, or cannot be written.
         NumericalError: Where a tensor is not finite; nothing is written.
-        UnsupportedError: Where several layers share one generator, or a module to save whole has to do with
-            an adapted layer; a folder cannot say that.
+        UnsupportedError: Where two layers are the same site of a generator, or a site has no layer, or a
+            module to save whole has to do with an adapted layer; a folder cannot say that.
         TargetError: Where the model has no adapters, or no module of a path to save.
 
     Example:
@@ -63,21 +68,26 @@ def save_adapters(
         >>> torch.equal(loaded[0].delta_weight(), model[0].delta_weight())
         True
     """
-    sites, tensors = {}, {}
-    generators = set()
-    for name, layer in adapted_layers(model):
-        if layer.generator.map.sites != 1 or layer.generator in generators:
-            raise UnsupportedError(f"{name}: shares its generator with other layers; give each its own")
-        generators.add(layer.generator)
-        sites[name] = layer.spec
-        for key, tensor in layer.generator.tensors().items():
-            tensors[site_key(name, key)] = _checked(site_key(name, key), tensor).cpu().contiguous()
+    groups = _groups(model)
+    if any(group.map.sites > 1 for group, _ in groups.values()):
+        config = group_config({name: group for name, (group, _) in groups.items()})
+        keys = {name: partial(group_key, name) for name in groups}
+    else:
+        sites = {g.modules[0]: Site(g.map, g.scales[0], g.activation) for g, _ in groups.values()}
+        config = site_config(sites)
+        keys = {name: partial(site_key, group.modules[0]) for name, (group, _) in groups.items()}
+    tensors = {}
+    for name, (_, generator) in groups.items():
+        for flat, tensor in generator.tensors().items():
+            key = keys[name](flat)
+            tensors[key] = _checked(key, tensor).cpu().contiguous()
+    adapted = [module for group, _ in groups.values() for module in group.modules]
     for name in modules_to_save:
-        _check_apart(name, sites)
+        _check_apart(name, adapted)
         for key, tensor in _module_state(model, name).items():
             tensors[key] = _checked(key, tensor).detach().to("cpu", copy=True).contiguous()
     with new_folder(folder, overwrite=overwrite) as path:
-        write_json(path / CONFIG_NAME, site_config(sites) | {"modules_to_save": list(modules_to_save)})
+        write_json(path / CONFIG_NAME, config | {"modules_to_save": list(modules_to_save)})
         try:
             save_file(tensors, path / _WEIGHTS_NAME, metadata={"format": "pt"})
         except SafetensorError as error:
@@ -110,26 +120,63 @@ def load_adapters(model: nn.Module, folder: str | os.PathLike[str]) -> nn.Module
     """
     config_file, weights_file = Path(folder) / CONFIG_NAME, Path(folder) / _WEIGHTS_NAME
     config = read_json(config_file)
-    try:
-        sites = sites_from_config(config)
-    except TntuneError as error:
-        raise CheckpointError(f"{config_file}: {error}") from error
+    sites, keys = _described(config, config_file)
     weights, saved = _read(weights_file), _saved_modules(model, config, config_file)
     known = {
-        site_key(name, key): torch.empty(shape, device="meta")
+        keys[name](flat): torch.empty(shape, device="meta")
         for name, site in sites.items()
-        for key, shape in site.tensor_shapes().items()
+        for flat, shape in site.tensor_shapes().items()
     } | saved
     missing, unknown = sorted(set(known) - set(weights)), sorted(set(weights) - set(known))
     if missing or unknown:
         raise CheckpointError(f"{weights_file}: missing keys {missing}, unknown keys {unknown}")
     for key, like in known.items():
         _check_tensor(weights_file, key, weights[key], like)
-    install(model, sites, {name: _tensors(name, site, weights) for name, site in sites.items()})
+    tensors = {
+        name: {flat: weights[keys[name](flat)] for flat in site.tensor_shapes()}
+        for name, site in sites.items()
+    }
+    install(model, sites, tensors)
     with torch.no_grad():
         for key, tensor in saved.items():
             tensor.copy_(weights[key])
     return model
+
+
+def _groups(model: nn.Module) -> dict[str, tuple[Group, FactorGenerator]]:
+    """Each generator with the layers that it serves, by a name of their shape."""
+    served: dict[FactorGenerator, dict[int, tuple[str, AdaptedLinear]]] = {}
+    for name, layer in adapted_layers(model):
+        own = served.setdefault(layer.generator, {})
+        if layer.site in own:
+            raise UnsupportedError(
+                f"{name}: shares its generator and site {layer.site} with {own[layer.site][0]}; "
+                "give each layer its own"
+            )
+        own[layer.site] = name, layer
+    found: dict[str, tuple[Group, FactorGenerator]] = {}
+    for generator, own in served.items():
+        map = generator.map
+        lacking = sorted(set(range(map.sites)) - set(own))
+        if lacking:
+            raise UnsupportedError(f"sites {lacking[:4]} of a map that serves {map.sites} have no layer")
+        names, layers = zip(*(own[site] for site in range(map.sites)), strict=True)
+        scales = tuple(layer.spec.scale for layer in layers)
+        group = Group(map, names, scales, layers[0].spec.activation)
+        found[group_name((map.in_features, map.out_features), found)] = group, generator
+    return found
+
+
+def _described(config: Json, file: Path) -> tuple[dict[str, Site | Group], dict[str, Callable[[str], str]]]:
+    """The sites or groups of a folder, and for each the key of a tensor by its flat name."""
+    try:
+        if config.get("peft_type") == SHARED_PEFT_TYPE:
+            groups = groups_from_config(config)
+            return {**groups}, {name: partial(group_key, name) for name in groups}
+        sites = sites_from_config(config)
+    except TntuneError as error:
+        raise CheckpointError(f"{file}: {error}") from error
+    return {**sites}, {name: partial(site_key, name) for name in sites}
 
 
 def _saved_modules(model: nn.Module, config: Json, file: Path) -> dict[str, Tensor]:
@@ -144,9 +191,9 @@ def _saved_modules(model: nn.Module, config: Json, file: Path) -> dict[str, Tens
     return {key: tensor for path in paths for key, tensor in _module_state(model, path).items()}
 
 
-def _check_apart(path: str, sites: Mapping[str, Site]) -> None:
+def _check_apart(path: str, adapted: Sequence[str]) -> None:
     """Raise where a module to save whole holds an adapted layer, or is one, or is in one."""
-    clash = [name for name in sites if f"{name}.".startswith(f"{path}.") or path.startswith(f"{name}.")]
+    clash = [name for name in adapted if f"{name}.".startswith(f"{path}.") or path.startswith(f"{name}.")]
     if clash:
         raise UnsupportedError(f"{path}: cannot be saved whole, since {clash} have adapters")
 
@@ -178,7 +225,3 @@ def _checked(name: str, tensor: Tensor) -> Tensor:
     if not bool(torch.isfinite(tensor).all()):
         raise NumericalError(f"{name}: has entries that are not finite")
     return tensor
-
-
-def _tensors(name: str, site: Site, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {key: weights[site_key(name, key)] for key in site.tensor_shapes()}

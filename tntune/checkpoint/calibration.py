@@ -12,7 +12,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tntune.errors import CheckpointError, ModeError, NumericalError, OutputError, SpecError, TargetError
+from tntune.errors import (
+    CheckpointError,
+    DtypeError,
+    ModeError,
+    NumericalError,
+    OutputError,
+    SpecError,
+    TargetError,
+    TntuneError,
+)
 
 __all__ = ["CALIBRATION_VERSION", "Calibration", "open_calibration", "save_calibration"]
 
@@ -36,6 +45,7 @@ class Calibration:
     Raises:
         SpecError: Where a layer of ``outputs`` has no inputs, or the reverse.
         ModeError: Where a moment is no matrix, or has more rows than columns.
+        DtypeError: Where one does not hold real floats.
         NumericalError: Where one is not finite.
 
     Example:
@@ -62,6 +72,8 @@ class Calibration:
                 raise ModeError(
                     f"{name}: a moment is (n, n), or (k, n) with k < n, not {tuple(moment.shape)}"
                 )
+            if not moment.is_floating_point():
+                raise DtypeError(f"{name}: has a moment of {moment.dtype}, which must be real floats")
             if not bool(torch.isfinite(moment).all()):
                 raise NumericalError(f"{name}: has a moment that is not finite")
 
@@ -132,7 +144,7 @@ def open_calibration(path: str | os.PathLike[str]) -> Calibration:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {}).get(_KEY, "null"))
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
     if not isinstance(about, dict) or set(about) != {"version", "input_of", "notes"}:
         raise CheckpointError(f"{path}: is no calibration file of tntune; tntune calibrate makes one")
@@ -146,5 +158,5 @@ def open_calibration(path: str | os.PathLike[str]) -> Calibration:
     )
     try:
         return Calibration(inputs, outputs, about["input_of"], about["notes"])
-    except (SpecError, ModeError, NumericalError, AttributeError, TypeError) as error:
+    except (TntuneError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{path}: {error}") from error

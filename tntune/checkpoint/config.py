@@ -1,6 +1,5 @@
 """What a configuration says whatever the adapter: its base model, its task, modules saved whole."""
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ __all__ = [
     "CARRIED_KEYS",
     "carried",
     "check_carried",
-    "check_expression",
     "check_names",
     "is_active",
     "is_saved_module",
@@ -76,20 +74,6 @@ def check_names(value: Any, place: str) -> None:
     """
     if value is not None and not (isinstance(value, list) and all(isinstance(x, str) for x in value)):
         raise CheckpointError(f"{place}: must be a list of module names, not {value!r}")
-
-
-def check_expression(expression: str, place: str) -> None:
-    """Raise CheckpointError where a regular expression cannot be compiled; ``place`` begins the message.
-
-    Example:
-        >>> check_expression("h.[0", "c.json: rank_pattern")  # doctest: +ELLIPSIS
-        Traceback (most recent call last):
-        tntune.errors.CheckpointError: c.json: rank_pattern: 'h.[0' is no regular expression: ...
-    """
-    try:
-        re.compile(expression)
-    except (re.error, RecursionError, OverflowError) as error:
-        raise CheckpointError(f"{place}: {expression!r} is no regular expression: {error}") from error
 
 
 def is_active(value: Any) -> bool:

@@ -1,10 +1,10 @@
 """What the configuration of a LoRA folder may say without being more, or other, than plain LoRA."""
 
-import re
 from pathlib import Path
 from typing import Any
 
-from tntune.checkpoint.config import CARRIED_KEYS, check_carried, check_expression, check_names, is_active
+from tntune.checkpoint.config import CARRIED_KEYS, check_carried, check_names, is_active
+from tntune.checkpoint.expression import check_expression, matches
 from tntune.errors import CheckpointError
 from tntune.files import Json
 from tntune.maps.site import PEFT_TYPE
@@ -96,7 +96,7 @@ def is_target(config: Json, name: str) -> bool:
     if targets is None or targets == "all-linear":
         return True
     if isinstance(targets, str):
-        return re.fullmatch(targets, name) is not None
+        return matches(targets, name)
     return any(f".{name}".endswith(f".{target}") for target in targets)
 
 

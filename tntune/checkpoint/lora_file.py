@@ -15,7 +15,7 @@ from tntune.checkpoint.lora import LoraSite, LoraTensors
 from tntune.checkpoint.lora_keys import factor_key, refusal
 from tntune.checkpoint.lora_metadata import METADATA_KEY, metadata_rules
 from tntune.checkpoint.scale import ScaleRule
-from tntune.checkpoint.tensor_file import TensorFile, _open_safetensors
+from tntune.checkpoint.tensor_file import TensorFile, open_safetensors
 from tntune.errors import CheckpointError
 from tntune.maps.site import KEY_PREFIX
 
@@ -144,7 +144,7 @@ class _Scales:
 
 def _opened(path: Path) -> tuple[TensorFile, dict[str, str]]:
     """The tensors and the texts of a file."""
-    entries = _open_safetensors(path).entries
+    entries = open_safetensors(path).entries
     try:
         # One handle for all reads: parsing so long a header for each tensor costs more than all the rest.
         handle: Any = safe_open(path, framework="pt", device="cpu")

@@ -1,19 +1,19 @@
 """The width and the scale of every module of a LoRA folder."""
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tntune.checkpoint.config import check_expression
+from tntune.checkpoint.expression import check_expression, end_expression, matches_end
 from tntune.errors import CheckpointError
 from tntune.files import Json
 
 __all__ = ["ScaleRule"]
 
 _LARGEST = 1e38
+_WIDEST = 2**31
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,16 @@ class ScaleRule:
         ranks = _pattern(config, "rank_pattern", file)
         alphas = _pattern(config, "alpha_pattern", file)
         for place, value in {"r": config.get("r"), **_places("rank_pattern", ranks)}.items():
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise CheckpointError(f"{file}: {place}: must be a positive integer, not {value!r}")
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _WIDEST:
+                raise CheckpointError(f"{file}: {place}: must be a positive integer, not {value!r:.80}")
         for place, value in {
             "lora_alpha": config.get("lora_alpha"),
             **_places("alpha_pattern", alphas),
         }.items():
             if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < abs(value) < _LARGEST:
-                raise CheckpointError(f"{file}: {place}: must be a finite number other than 0, not {value!r}")
+                raise CheckpointError(
+                    f"{file}: {place}: must be a finite number other than 0, not {value!r:.80}"
+                )
         use_rslora = config.get("use_rslora", False)
         if not isinstance(use_rslora, bool):
             raise CheckpointError(f"{file}: use_rslora: must be true or false, not {use_rslora!r}")
@@ -70,7 +72,7 @@ def _pattern(config: Json, key: str, file: Path) -> dict[str, Any]:
     if not isinstance(pattern, dict):
         raise CheckpointError(f"{file}: {key}: must be an object, not {pattern!r}")
     for expression in pattern:
-        check_expression(_ending(expression), f"{file}: {key}")
+        check_expression(end_expression(expression), f"{file}: {key}")
     return pattern
 
 
@@ -79,12 +81,7 @@ def _places(key: str, pattern: Mapping[str, Any]) -> dict[str, Any]:
     return {f"{key}: {expression}": value for expression, value in pattern.items()}
 
 
-def _ending(expression: str) -> str:
-    """What a path must match from its start for its end, from a dot on, to match the expression."""
-    return rf"(.*\.)?({expression})$"
-
-
 def _first_match(pattern: Mapping[str, Any], name: str, default: Any) -> Any:
     """Value of the first key that matches the end of the path."""
-    hits = (value for expression, value in pattern.items() if re.match(_ending(expression), name))
+    hits = (value for expression, value in pattern.items() if matches_end(expression, name))
     return next(hits, default)

@@ -23,7 +23,16 @@ from tntune.maps.group import (
 from tntune.maps.member import Member
 from tntune.maps.site import GENERATOR_KEY, Site, site_key, sites_from_config
 
-__all__ = ["Keys", "TensorGuideFolder", "group_keys", "is_map_key", "open_tensorguide", "site_keys"]
+__all__ = [
+    "Keys",
+    "TensorGuideFolder",
+    "check_tensor",
+    "group_keys",
+    "group_sites",
+    "is_map_key",
+    "open_tensorguide",
+    "site_keys",
+]
 
 Keys = Mapping[str, str]
 """Key in the file of each tensor of a map, by its flat name."""
@@ -127,7 +136,7 @@ def open_tensorguide(folder: str | os.PathLike[str], *, carry: bool = False) -> 
     for name, own in keys.items():
         shapes = sites[name].tensor_shapes()
         for flat, key in own.items():
-            _check_tensor(file, key, shapes[flat])
+            check_tensor(file, key, shapes[flat])
     expected = {key for own in keys.values() for key in own.values()}
     others = tuple(key for key in file.entries if key not in expected)
     for key in others:
@@ -143,12 +152,25 @@ def _describe(config: Json, file: Path) -> tuple[dict[str, Group], dict[str, Sit
     if config.get("peft_type") != SHARED_PEFT_TYPE:
         sites = _read_sites(config, file)
         return {}, sites, {name: site_keys(name, site) for name, site in sites.items()}
-    groups, members, keys = _read_groups(config, file), {}, {}
+    groups = _read_groups(config, file)
+    return groups, *group_sites(groups)
+
+
+def group_sites(groups: Mapping[str, Group]) -> tuple[dict[str, Site], dict[str, Keys]]:
+    """The site of each module of these groups, and the keys of its tensors.
+
+    Example:
+        >>> from tntune.maps.lora import LoRA
+        >>> sites, keys = group_sites({"5x3": Group(LoRA(5, 3, 2), ("fc",), (0.5,))})
+        >>> sites["fc"].scale, len(keys["fc"])
+        (0.5, 2)
+    """
+    sites, keys = {}, {}
     for name, group in groups.items():
         for index, module in enumerate(group.modules):
-            members[module] = Site(Member(group.map, index), group.scales[index], group.activation)
+            sites[module] = Site(Member(group.map, index), group.scales[index], group.activation)
             keys[module] = group_keys(name, group)
-    return groups, members, keys
+    return sites, keys
 
 
 def _read_groups(config: Json, file: Path) -> dict[str, Group]:
@@ -205,8 +227,14 @@ def is_map_key(key: str) -> bool:
     return f".{GENERATOR_KEY}." in key or f".{SHARED_KEY}." in key
 
 
-def _check_tensor(file: TensorFile, key: str, shape: tuple[int, ...]) -> None:
-    """Raise unless the file has floats of that shape."""
+def check_tensor(file: TensorFile, key: str, shape: tuple[int, ...]) -> None:
+    """Raise CheckpointError unless the file has floats of that shape.
+
+    Example:
+        >>> check_tensor(TensorFile(Path("x"), {}, torch.ones), "z", (1,))
+        Traceback (most recent call last):
+        tntune.errors.CheckpointError: x: z: is missing
+    """
     if key not in file.entries:
         raise CheckpointError(f"{file.path}: {key}: is missing")
     found = file.check_factor(key, len(shape)).shape

@@ -15,7 +15,7 @@ from tntune.files import CARD_NAME, CONFIG_NAME, Json, new_folder, write_json, w
 from tntune.maps.group import Group, group_config, groups_from_config
 from tntune.maps.site import Site, site_config
 
-__all__ = ["write_groups", "write_tensorguide"]
+__all__ = ["checked_tensors", "write_groups", "write_tensorguide"]
 
 
 def write_tensorguide(
@@ -61,7 +61,7 @@ def write_tensorguide(
     content = {
         key: value
         for name, (site, tensors) in sites.items()
-        for key, value in _checked(name, site_keys(name, site), site, tensors)
+        for key, value in checked_tensors(name, site_keys(name, site), site, tensors)
     }
     described = site_config({name: site for name, (site, _) in sites.items()})
     note = _Note(config, dict(passthrough or {}), metadata or {}, card)
@@ -116,7 +116,7 @@ def write_groups(
     content = {
         key: value
         for name, (group, tensors) in groups.items()
-        for key, value in _checked(name, group_keys(name, group), group, tensors)
+        for key, value in checked_tensors(name, group_keys(name, group), group, tensors)
     }
     note = _Note(config, dict(passthrough or {}), metadata or {}, card)
     _write(path, content, described, note, overwrite=overwrite)
@@ -154,10 +154,22 @@ def _write(
             write_text(folder / CARD_NAME, note.card)
 
 
-def _checked(
+def checked_tensors(
     name: str, keys: Keys, owner: Site | Group, tensors: Mapping[str, Tensor]
 ) -> Iterator[tuple[str, Tensor]]:
-    """Key and value of each tensor of a site or group, once they are the map's and finite."""
+    """Key and value of each tensor of a site or group, once they are the map's and finite.
+
+    Raises:
+        SpecError, ModeError, DtypeError, NumericalError: As :func:`write_tensorguide`, naming the tensor.
+
+    Example:
+        >>> from torch import ones
+        >>> from tntune.maps.lora import LoRA
+        >>> tensors = {"lora_down": ones(2, 5), "lora_up": ones(3, 2)}
+        >>> site = Site(LoRA(5, 3, 2))
+        >>> len(dict(checked_tensors("fc", {name: name for name in tensors}, site, tensors)))
+        2
+    """
     shapes = owner.tensor_shapes()
     if keys.keys() != tensors.keys():
         raise SpecError(f"{name}: the map needs the tensors {sorted(keys)}, not {sorted(tensors)}")

@@ -1,6 +1,7 @@
 """``tntune calibrate``: what a model does with the errors of its adapter, as a small file."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Annotated, Any
@@ -14,7 +15,7 @@ from tntune.cli.options import Json
 from tntune.convert.calibrate import calibrate as run_calibration
 from tntune.errors import OutputError, SpecError
 
-__all__ = ["calibrate", "load_model"]
+__all__ = ["calibrate", "call", "load_judge", "load_model"]
 
 
 def calibrate(
@@ -50,7 +51,7 @@ def calibrate(
 
 
 def load_model(name: str) -> tuple[nn.Module, Any]:
-    """What ``package.module:function`` returns: a model and its batches.
+    """What ``package.module:function`` returns: a model and its batches; a third part is left out.
 
     Raises:
         SpecError: Where the name has another form, leads nowhere, or something else is returned.
@@ -60,16 +61,43 @@ def load_model(name: str) -> tuple[nn.Module, Any]:
         Traceback (most recent call last):
         tntune.errors.SpecError: --model is package.module:function, not 'mine'
     """
+    return load_judge(name)[:2]
+
+
+def load_judge(name: str) -> tuple[nn.Module, Any, Callable[[nn.Module], float] | None]:
+    """:func:`load_model` with the third part: from the model to a number; None where there is none.
+
+    Example:
+        >>> load_judge("builtins:dict")
+        Traceback (most recent call last):
+        tntune.errors.SpecError: --model builtins:dict: must return (model, batches), not dict
+    """
+    made = call("--model", name)
+    if not (isinstance(made, tuple) and len(made) in (2, 3) and isinstance(made[0], nn.Module)):
+        raise SpecError(f"--model {name}: must return (model, batches), not {type(made).__name__}")
+    score = made[2] if len(made) == 3 else None
+    if score is not None and not callable(score):
+        raise SpecError(f"--model {name}: the third part must be a function, not {type(score).__name__}")
+    return made[0], made[1], score
+
+
+def call(option: str, name: str) -> Any:
+    """What ``package.module:function`` returns, the current folder's modules among those that are found.
+
+    Raises:
+        SpecError: Where the name has another form or leads nowhere.
+
+    Example:
+        >>> call("--model", "builtins:dict")
+        {}
+    """
     if not all(part for part in name.partition(":")):
-        raise SpecError(f"--model is package.module:function, not {name!r}")
+        raise SpecError(f"{option} is package.module:function, not {name!r}")
     sys.path.insert(0, str(Path.cwd()))
     try:
         make = resolve_name(name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise SpecError(f"--model {name}: {error}") from error
+        raise SpecError(f"{option} {name}: {error}") from error
     finally:
         sys.path.pop(0)
-    made = make()
-    if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module)):
-        raise SpecError(f"--model {name}: must return (model, batches), not {type(made).__name__}")
-    return made
+    return make()

@@ -22,9 +22,13 @@ _WIDE = 160  # columns where stdout is no terminal
 
 
 def emit(text: str) -> None:
-    """Write a text and a line end to stdout; exit 141 where its reader has gone, as with ``| head``."""
+    """Write a text and a line end to stdout; exit 141 where its reader has gone, as with ``| head``.
+
+    Characters that stdout's encoding lacks are spelled out.
+    """
+    encoding = sys.stdout.encoding or "utf-8"
     try:
-        sys.stdout.write(text + "\n")
+        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to flush at exit
@@ -48,8 +52,8 @@ def emit_json(value: object) -> None:
 
 
 def note(text: str) -> None:
-    """Write one line to stderr."""
-    sys.stderr.write(" ".join(text.split()) + "\n")
+    """Write one line to stderr; characters that a terminal would obey are spelled out."""
+    sys.stderr.write(_visible(" ".join(text.split())) + "\n")
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -84,7 +88,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
     )
     console.print(made)
     lines = [line.rstrip() for line in buffer.getvalue().splitlines()]
-    emit("\n".join([title, *lines] if title else lines))
+    emit("\n".join([_visible(title), *lines] if title else lines))
 
 
 def percent(value: float | None) -> str:
@@ -126,7 +130,12 @@ def _plain(value: object) -> object:
 def _shown(cell: object) -> str:
     if isinstance(cell, bool):
         return "ok" if cell else "failed"
-    return f"{cell:,}" if isinstance(cell, int) else str(cell)
+    return f"{cell:,}" if isinstance(cell, int) else _visible(str(cell))
+
+
+def _visible(text: str) -> str:
+    """The text, with characters spelled out that a terminal would obey: files may name anything."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _is_numeric(cell: object) -> bool:

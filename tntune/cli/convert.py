@@ -5,9 +5,7 @@ from typing import Annotated
 
 import typer
 
-from tntune.checkpoint.calibration import open_calibration
 from tntune.checkpoint.folder import open_adapter
-from tntune.cli.calibrate import load_model
 from tntune.cli.console import emit, emit_json, note, percent, progress_bar, table
 from tntune.cli.options import (
     Json,
@@ -22,19 +20,18 @@ from tntune.cli.options import (
     make_target,
     parse_dtype,
 )
+from tntune.cli.task import CalibrationFile, Distill, Model, Train, make_task
 from tntune.convert.convert import convert_lora
-from tntune.convert.divergence import model_divergence
 from tntune.convert.encode import DEFAULT_LAYOUTS
 from tntune.convert.export import export_lora
 from tntune.convert.report import CandidateReport, ConversionReport
 from tntune.convert.rounding import round_adapter
 from tntune.convert.settings import METHODS, ConversionSettings
-from tntune.convert.task import Task
 from tntune.errors import SpecError
 
 __all__ = ["convert", "export", "round_"]
 
-_WEIGHED = ("candidate", "parameters", "error", "task norm", "divergence")
+_WEIGHED = ("candidate", "parameters", "error", "task norm", "divergence", "score")
 
 
 def convert(
@@ -51,17 +48,10 @@ def convert(
             help=f"Layout to choose from, repeatable. Default: {', '.join(map(repr, DEFAULT_LAYOUTS))}."
         ),
     ] = None,
-    calibration: Annotated[
-        Path | None,
-        typer.Option(help="File of tntune calibrate: errors are weighed as the model feels them."),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="With --calibration: package.module:function returning (base model, held-out "
-            "batches), on which the candidates are judged."
-        ),
-    ] = None,
+    calibration: CalibrationFile = None,
+    model: Model = None,
+    train: Train = None,
+    distill: Distill = None,
     activation: Annotated[
         str, typer.Option(help="Activation of the result, by the exact lift.")
     ] = "identity",
@@ -82,7 +72,7 @@ def convert(
         activation,
         parse_dtype(dtype),
     )
-    task = _task(source, calibration, model)
+    task = make_task(source, calibration, model=model, train=train, distill=distill)
     with progress_bar(not quiet) as progress:
         report = convert_lora(
             source, output, settings, overwrite=overwrite, carry=carry, progress=progress, task=task
@@ -138,19 +128,6 @@ def export(
     note(f"error by rounding to {', '.join(report.dtypes)}: {percent(report.relative_error)}")
 
 
-def _task(source: Path, calibration: Path | None, model: str | None) -> Task | None:
-    """What the options say of the adapter's use."""
-    if calibration is None:
-        if model is not None:
-            raise SpecError("--model judges candidates that --calibration makes; give both")
-        return None
-    opened = open_calibration(calibration)
-    if model is None:
-        return Task(opened)
-    base, batches = load_model(model)
-    return Task(opened, model_divergence(base, batches, source))
-
-
 def _finish(report: ConversionReport, json: bool) -> None:
     """Print the report; exit 1 where its target was missed."""
     if json:
@@ -194,7 +171,7 @@ def _print(report: ConversionReport) -> None:
     ]
     columns = ("layer", "stored as", "ranks", "before", "after", "error", "SVD error")
     table(f"{report.source} -> {report.output}", columns, rows)
-    totals = [
+    totals: list[tuple[object, ...]] = [
         ("parameters", report.params_before, report.params_after),
         ("bytes", report.bytes_before, report.bytes_after),
         ("error of ΔW", "", percent(report.relative_error)),
@@ -203,6 +180,11 @@ def _print(report: ConversionReport) -> None:
         totals.append(("plain SVD at this size", "", percent(report.svd_relative_error)))
     if report.task_error is not None:
         totals.append((f"error, {report.norm}", "", percent(report.task_error)))
+    if report.distillation is not None:
+        own = report.distillation
+        totals.append((f"divergence, {own.steps} steps", percent(own.before), percent(own.after)))
+    if report.score_before is not None:
+        totals.append(("score", percent(report.score_before), percent(report.score_after)))
     emit("")
     table("", ("total", "before", "after"), totals)
     if report.candidates:
@@ -210,12 +192,7 @@ def _print(report: ConversionReport) -> None:
         table(f"written: {report.chosen}", _WEIGHED, [_weighed(each) for each in report.candidates])
 
 
-def _weighed(each: CandidateReport) -> tuple[str, int, str, str, str]:
+def _weighed(each: CandidateReport) -> tuple[object, ...]:
     """A row of the table of candidates."""
-    return (
-        each.name,
-        each.params,
-        percent(each.relative_error),
-        "-" if each.task_error is None else percent(each.task_error),
-        "-" if each.divergence is None else percent(each.divergence),
-    )
+    errors = (each.relative_error, each.task_error, each.divergence, each.score)
+    return (each.name, each.params, *(percent(error) for error in errors))

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tntune.cli import analyze, calibrate, convert, doctor, inspect, ntk, plan, resize, verify
+from tntune.cli import analyze, calibrate, convert, doctor, inspect, ntk, plan, reproduce, resize, sweep, verify
 from tntune.cli.console import emit, note
 from tntune.errors import TntuneError
 
@@ -14,7 +14,7 @@ __all__ = ["app", "run"]
 
 app = typer.Typer(
     name="tntune",
-    help="Tensor networks for LoRA adapters: inspect, plan, convert, round, export, resize, verify, analyze.",
+    help="Tensor networks for LoRA adapters: inspect, plan, convert, round, export, verify, analyze, reproduce.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -23,6 +23,7 @@ app = typer.Typer(
 app.command("inspect")(inspect.inspect)
 app.command("plan")(plan.plan)
 app.command("convert")(convert.convert)
+app.command("sweep")(sweep.sweep)
 app.command("round")(convert.round_)
 app.command("export")(convert.export)
 app.command("resize")(resize.resize)
@@ -30,6 +31,8 @@ app.command("calibrate")(calibrate.calibrate)
 app.command("verify")(verify.verify)
 app.command("analyze")(analyze.analyze)
 app.command("ntk")(ntk.ntk)
+app.command("reproduce")(reproduce.reproduce)
+app.command("report")(reproduce.report)
 app.command("doctor")(doctor.doctor)
 
 
@@ -45,7 +48,7 @@ def _main(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Tensor networks for LoRA adapters: inspect, plan, convert, round, export, resize, verify, analyze."""
+    """Tensor networks for LoRA adapters: inspect, plan, convert, round, export, verify, analyze, reproduce."""
 
 
 def run() -> None:

@@ -1,4 +1,4 @@
-"""``tntune plan``: what an adapter of given sizes would be, before it is made."""
+"""``tntune plan``: what an adapter of given sizes would be, before it is made, and why it runs as it does."""
 
 from typing import Annotated, Any
 
@@ -6,9 +6,12 @@ import typer
 
 from tntune.cli.console import emit, emit_json, table
 from tntune.cli.options import Json
+from tntune.contract.plan import Plan, candidates
+from tntune.contract.timing import timed
 from tntune.maps.advice import advice
 from tntune.maps.base import WeightMap
 from tntune.maps.build import build_map
+from tntune.maps.chain import halves
 from tntune.maps.layout import Geometry
 from tntune.maps.lora import LoRA
 from tntune.maps.site import Site
@@ -29,9 +32,15 @@ def plan(
     ] = None,
     latent: Annotated[str, typer.Option(help="none, fixed, resample or mean.")] = "none",
     activation: Annotated[str, typer.Option(help="Activation of the adapter.")] = "identity",
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Time every contraction plan here, forward and backward.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Show modes, ranks, parameters and cost of an adapter for one layer, and what is unwise about it.
+
+    Of each contraction it shows the plans that were weighed. The one of least modelled cost is taken, on every
+    machine the same; --measure says how that compares with times here, and changes nothing.
 
     Example: tntune plan --in 4096 --out 4096 --width 16 --rank 16
     """
@@ -48,11 +57,14 @@ def plan(
         "layer_params": in_features * out_features,
         "flops": sum(plan.flops for plan in map.plans),
         "peak_entries": max((plan.peak for plan in map.plans), default=0),
+        "applied": _applied(map),
         "advice": [{"label": item.label, "message": item.message} for item in found],
         "site": site.to_json(),
     }
+    weighed = [_weighed(contraction, measure) for contraction in map.plans]
     if json:
-        emit_json(summary | {"steps": [step.equation for plan in map.plans for step in plan.steps]})
+        steps = [step.equation for contraction in map.plans for step in contraction.steps]
+        emit_json(summary | {"steps": steps, "plans": weighed})
         return
     rows = [
         (key.replace("_", " "), f"{value:,}" if isinstance(value, int) else value)
@@ -60,10 +72,48 @@ def plan(
         if key not in ("advice", "site")
     ]
     table(f"{method}: {in_features} -> {out_features}, width {width}", ("", "value"), rows)
-    for contraction in map.plans:
-        emit(f"\n{contraction}")
+    for contraction, plans in zip(map.plans, weighed, strict=True):
+        emit(f"\n{contraction}\n")
+        _show(plans)
     for item in found:
         emit(f"\n{item.label}: {item.message}")
+
+
+def _weighed(contraction: Plan, measure: bool) -> list[dict[str, Any]]:
+    """What a contraction was chosen from, the chosen plan first."""
+    plans = candidates(contraction)
+    rows: list[dict[str, Any]] = [
+        {"plan": one.route, "cost": one.cost, "flops": one.flops, "peak_entries": one.peak} for one in plans
+    ]
+    if measure:
+        for row, seconds in zip(rows, timed(plans), strict=True):
+            row["microseconds"] = round(1e6 * seconds)
+    return rows
+
+
+def _show(plans: list[dict[str, Any]]) -> None:
+    """A table of plans and, where they were timed, how good the model's choice is here."""
+    heads = [key.replace("_", " ") for key in plans[0]]
+    rows = [(*plan.values(), "taken" if i == 0 else "") for i, plan in enumerate(plans)]
+    table("", (*heads, ""), rows)
+    if "microseconds" not in plans[0]:
+        return
+    fastest = min(plans, key=lambda plan: plan["microseconds"])
+    if fastest is plans[0]:
+        emit("The plan that is taken was the fastest here.")
+        return
+    ratio = plans[0]["microseconds"] / fastest["microseconds"]
+    emit(f"The plan that is taken took {ratio:.2f} times as long here as {fastest['plan']!r}, the fastest.")
+
+
+def _applied(map: WeightMap) -> str:
+    """How a layer applies the factors, and by which rule."""
+    products = halves(map)
+    if products is None:
+        return "whole factors"
+    comparison = "much less" if products.pays else "not much less"
+    way = "products" if products.pays else "whole factors"
+    return f"{way}: bond {products.bond} between features and widths is {comparison} than the width"
 
 
 def _described(map: WeightMap) -> dict[str, Any]:

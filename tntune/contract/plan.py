@@ -1,77 +1,23 @@
 """Contraction plans: opt_einsum finds the path once, when shapes are known; we run the pairwise steps."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
 import opt_einsum
 from torch import Tensor
 
+from tntune.contract.step import Path, Shape, Sizes, Step, steps_along
 from tntune.errors import ModeError, SpecError
 
-__all__ = ["Path", "Plan", "Step", "plan"]
+__all__ = ["SEARCHED", "Plan", "candidates", "plan"]
 
-Shape = tuple[int, ...]
-Sizes = dict[str, int]
-Path = Sequence[tuple[int, ...]]
-"""Pairs of positions to contract, each in the list that the ones before left; results go to its end."""
+SEARCHED = "opt_einsum"
+"""The name of the path that opt_einsum found."""
 
-
-@dataclass(frozen=True)
-class Step:
-    """One step of a plan: ``step(operands) == einsum(step.equation, *operands)``.
-
-    It consists of sums, permutations and at most one matrix product.
-
-    Attributes:
-        equation: Equation of the one or two operands.
-        positions: Where the operands stand in the working list; they are removed, the result is appended.
-        sums: For each operand the axes of legs that nobody else has, summed first.
-        orders: For each operand the permutation to (batch, rows, summed) or (batch, summed, columns); empty
-            where the legs stand so.
-        groups: For each of two operands those sizes; no batch size where no leg is a batch.
-        shape: Sizes of the legs of the result, before ``permute``.
-        permute: The permutation to the output of the equation; empty where the legs stand so.
-        flops: One for each entry that is summed first, two for each product of entries.
-        copies: Entries of the result, where its legs are not in the order of the equation.
-
-    Example:
-        >>> import torch
-        >>> (step,) = plan("ab,bc->ac", (2, 3), (3, 4)).steps
-        >>> step.flops, step([torch.ones(2, 3), torch.ones(3, 4)]).shape
-        (48, torch.Size([2, 4]))
-    """
-
-    equation: str
-    positions: tuple[int, ...]
-    sums: tuple[tuple[int, ...], ...]
-    orders: tuple[tuple[int, ...], ...]
-    groups: tuple[tuple[int, ...], ...]
-    shape: Shape
-    permute: tuple[int, ...]
-    flops: int
-    copies: int
-
-    @property
-    def cost(self) -> int:
-        """Time in units of half a flop: an entry that is written or copied takes 16, a row or column 512.
-
-        Fitted to products with few summed entries, as trains have them, on one core.
-        """
-        lines = sum(math.prod(group) // group[at] for group, at in zip(self.groups, (-1, -2), strict=False))
-        return 2 * self.flops + 16 * (math.prod(self.shape) + self.copies) + 512 * lines
-
-    def __call__(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Run the step on its one or two operands, in O(``flops``)."""
-        parts = [
-            _permuted(tensor.sum(axes) if axes else tensor, order)
-            for tensor, axes, order in zip(tensors, self.sums, self.orders, strict=True)
-        ]
-        if len(parts) == 2:
-            left, right = (_reshaped(part, group) for part, group in zip(parts, self.groups, strict=True))
-            parts = [_reshaped(left @ right, self.shape)]
-        return _permuted(parts[0], self.permute)
+_NO_PATHS: Mapping[str, Path] = {}
+_Paths = tuple[tuple[str, tuple[tuple[int, ...], ...]], ...]
 
 
 @dataclass(frozen=True)
@@ -86,6 +32,8 @@ class Plan:
         equation: The einsum equation, with an explicit output.
         shapes: The shapes it was planned for; calls with other shapes raise.
         steps: The pairwise steps.
+        route: Name of the path that they follow.
+        paths: The paths that were weighed, by name.
 
     Example:
         >>> print(plan("ab,bc,cd->ad", (2, 300), (300, 3), (3, 4)))
@@ -97,6 +45,8 @@ class Plan:
     equation: str
     shapes: tuple[Shape, ...]
     steps: tuple[Step, ...] = field(repr=False)
+    route: str = field(default=SEARCHED, compare=False)
+    paths: _Paths = field(default=(), repr=False, compare=False)
 
     @property
     def flops(self) -> int:
@@ -132,7 +82,9 @@ class Plan:
         return "\n".join([head, *lines])
 
 
-def plan(equation: str, *shapes: Sequence[int], optimize: str = "auto", paths: Sequence[Path] = ()) -> Plan:
+def plan(
+    equation: str, *shapes: Sequence[int], optimize: str = "auto", paths: Mapping[str, Path] = _NO_PATHS
+) -> Plan:
     """A path for ``einsum(equation)`` at these shapes: ``plan(eq, *shapes)(*x) == einsum(eq, *x)``.
 
     opt_einsum searches the path here, once; a call of the plan never searches.
@@ -142,8 +94,8 @@ def plan(equation: str, *shapes: Sequence[int], optimize: str = "auto", paths: S
             No leg may repeat within one operand.
         *shapes: One shape per operand, no size below 1.
         optimize: Any path finder that opt_einsum knows by name (``"auto"``, ``"optimal"``, ``"dp"``, ...).
-        paths: Further paths to weigh, as opt_einsum writes them. Of all, the one of least :attr:`Plan.cost`
-            is taken: it may have more flops than the found one, and fewer copies.
+        paths: Further paths to weigh by name, as opt_einsum writes them. Of all, the one of least
+            :attr:`Plan.cost` is taken: it may have more flops than the found one, and fewer copies.
 
     Returns:
         The plan, in the time of one path search (about a millisecond for ten operands), or at once where
@@ -167,18 +119,46 @@ def plan(equation: str, *shapes: Sequence[int], optimize: str = "auto", paths: S
     except KeyError as error:
         raise SpecError(f"opt_einsum has no path finder {optimize!r}; 'auto' always is one") from error
     own = tuple(tuple(int(size) for size in shape) for shape in shapes)
-    return _search(equation, own, optimize, tuple(tuple(path) for path in paths))
+    return _search(equation, own, optimize, tuple((name, tuple(path)) for name, path in paths.items()))
+
+
+def candidates(plan: Plan) -> list[Plan]:
+    """What a plan was chosen from, the cheapest first: ``candidates(plan)[0] == plan``.
+
+    Paths that make the same steps count once, under the name of the first.
+
+    Example:
+        >>> right = {"from the right": ((1, 2), (0, 1))}
+        >>> for one in candidates(plan("ab,bc,cd->ad", (2, 300), (300, 3), (3, 4), paths=right)):
+        ...     print(one.route, one.flops)
+        opt_einsum 3648
+        from the right 12000
+    """
+    sizes = _leg_sizes(plan.equation, plan.shapes)
+    made = [_along(plan.equation, plan.shapes, named, plan.paths, sizes) for named in plan.paths]
+    return sorted(dict.fromkeys(made), key=lambda one: one.cost)
 
 
 @lru_cache(maxsize=4096)
-def _search(
-    equation: str, shapes: tuple[Shape, ...], optimize: str, paths: tuple[tuple[tuple[int, ...], ...], ...]
-) -> Plan:
+def _search(equation: str, shapes: tuple[Shape, ...], optimize: str, paths: _Paths) -> Plan:
     """The plan, remembered: layers of one shape, and the candidates of a conversion, share it."""
     sizes = _leg_sizes(equation, shapes)
     found, _ = opt_einsum.contract_path(equation, *shapes, shapes=True, optimize=optimize)
-    plans = [Plan(equation, shapes, tuple(_steps(equation, path, sizes))) for path in (found, *paths)]
+    known = ((SEARCHED, tuple(found)), *paths)
+    plans = (_along(equation, shapes, named, known, sizes) for named in known)
     return min(plans, key=lambda plan: plan.cost)
+
+
+def _along(
+    equation: str,
+    shapes: tuple[Shape, ...],
+    named: tuple[str, tuple[tuple[int, ...], ...]],
+    paths: _Paths,
+    sizes: Sizes,
+) -> Plan:
+    """The plan along one of the paths."""
+    name, path = named
+    return Plan(equation, shapes, tuple(steps_along(equation, path, sizes)), name, paths)
 
 
 def _leg_sizes(equation: str, shapes: tuple[Shape, ...]) -> Sizes:
@@ -201,84 +181,3 @@ def _leg_sizes(equation: str, shapes: tuple[Shape, ...]) -> Sizes:
     if len(set(output)) != len(output) or not set(output) <= set(sizes):
         raise ModeError(f"output {output!r} of {equation!r} repeats a leg or has one that no operand has")
     return sizes
-
-
-def _steps(equation: str, path: Sequence[tuple[int, ...]], sizes: Sizes) -> Iterator[Step]:
-    """The steps along a path; an intermediate keeps the order of legs that its product has by itself."""
-    inputs, output = equation.split("->")
-    work = inputs.split(",")
-    for chosen in path:
-        positions = tuple(chosen)
-        terms = [work[position] for position in positions]
-        work = [term for i, term in enumerate(work) if i not in positions]
-        result = _natural(terms, set("".join([output, *work]))) if work else output
-        if len(terms) == 2 and not work and _is_order(_natural(terms[::-1], set(output)), output, sizes):
-            positions, terms = positions[::-1], terms[::-1]  # the product comes out in the wanted order
-        yield _step(terms, positions, result, sizes)
-        work.append(result)
-
-
-def _natural(terms: Sequence[str], wanted: set[str]) -> str:
-    """The wanted legs of one or two operands in the order (batch, rows, columns)."""
-    first, second = terms if len(terms) == 2 else (terms[0], "")
-    batch = "".join(leg for leg in first if leg in second)
-    legs = batch + _without(first, batch) + _without(second, batch)
-    return "".join(leg for leg in legs if leg in wanted)
-
-
-def _step(terms: Sequence[str], positions: tuple[int, ...], output: str, sizes: Sizes) -> Step:
-    """``einsum(",".join(terms) -> output)`` as sums, permutations and one product."""
-    first, second = terms if len(terms) == 2 else (terms[0], "")
-    shared = "".join(leg for leg in first if leg in second)
-    batch = "".join(leg for leg in shared if leg in output)
-    summed = _without(shared, batch)
-    rows = "".join(leg for leg in _without(first, shared) if leg in output)
-    columns = "".join(leg for leg in _without(second, shared) if leg in output)
-    b, m, k, n = (math.prod(sizes[leg] for leg in legs) for legs in (batch, rows, summed, columns))
-    wanted = (batch + rows + summed, batch + summed + columns)[: len(terms)]
-    groups = ((b, m, k), (b, k, n)) if batch else ((m, k), (k, n))
-    sums = tuple(_axes(term, legs) for term, legs in zip(terms, wanted, strict=True))
-    alone = sum(math.prod(sizes[leg] for leg in term) for term, axes in zip(terms, sums, strict=True) if axes)
-    result = _natural(terms, set(output))
-    return Step(
-        f"{','.join(terms)}->{output}",
-        positions,
-        sums=sums,
-        orders=tuple(_order(_kept(term, legs), legs) for term, legs in zip(terms, wanted, strict=True)),
-        groups=groups if len(terms) == 2 else (),
-        shape=tuple(sizes[leg] for leg in result),
-        permute=_order(result, output),
-        flops=alone + (2 * b * m * k * n if len(terms) == 2 else 0),
-        copies=0 if _is_order(result, output, sizes) else b * m * n,
-    )
-
-
-def _is_order(legs: str, wanted: str, sizes: Sizes) -> bool:
-    """Whether the legs stand in the wanted order, those of size 1 apart."""
-    return [leg for leg in legs if sizes[leg] > 1] == [leg for leg in wanted if sizes[leg] > 1]
-
-
-def _without(legs: str, others: str) -> str:
-    return "".join(leg for leg in legs if leg not in others)
-
-
-def _kept(term: str, wanted: str) -> str:
-    return "".join(leg for leg in term if leg in wanted)
-
-
-def _axes(term: str, kept: str) -> tuple[int, ...]:
-    """Axes of legs that only this operand has: summed before the product."""
-    return tuple(axis for axis, leg in enumerate(term) if leg not in kept)
-
-
-def _order(legs: str, wanted: str) -> tuple[int, ...]:
-    return () if legs == wanted else tuple(legs.index(leg) for leg in wanted)
-
-
-def _permuted(tensor: Tensor, order: tuple[int, ...]) -> Tensor:
-    """The axes in this order; each view that is spared is a node less in a backward."""
-    return tensor.permute(order) if order else tensor
-
-
-def _reshaped(tensor: Tensor, shape: Shape) -> Tensor:
-    return tensor if tensor.shape == shape else tensor.reshape(shape)

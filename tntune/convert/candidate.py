@@ -1,7 +1,7 @@
 """Candidate: one way to store a whole adapter, and the layers that it is a candidate for."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from tntune.maps.base import Factors
 from tntune.maps.group import Group
 from tntune.maps.layout import Joined
 from tntune.maps.lora import LoRA
+from tntune.maps.member import Member
 from tntune.maps.tensorguide import TensorGuide
 
 __all__ = ["Candidate", "Layers", "joint_piece", "truncated_piece"]
@@ -32,6 +33,7 @@ class Layers:
         balanced: Balanced factors of each layer's ΔW, float64.
         widths: Rank r of each layer's LoRA.
         dtype: Dtype to store.
+        families: Names of those that may share a train, by layer; all others form one family.
 
     Example:
         >>> layers = Layers({"fc": balance(torch.eye(2, 5), torch.eye(3, 2))}, {"fc": 2}, torch.float32)
@@ -42,6 +44,7 @@ class Layers:
     balanced: Mapping[str, Balanced]
     widths: Mapping[str, int]
     dtype: torch.dtype
+    families: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def load(cls, folder: LoraFolder, dtype: torch.dtype | None = None) -> "Layers":
@@ -74,10 +77,10 @@ class Layers:
         return {name: norm.layer(name, self.shape(name)) for name in self.balanced}
 
     def groups(self) -> list[tuple[str, ...]]:
-        """The layers of each shape."""
-        found: dict[tuple[int, int], list[str]] = {}
+        """The layers of each shape and family."""
+        found: dict[tuple[str, tuple[int, int]], list[str]] = {}
         for name in self.balanced:
-            found.setdefault(self.shape(name), []).append(name)
+            found.setdefault((self.families.get(name, ""), self.shape(name)), []).append(name)
         return [tuple(names) for names in found.values()]
 
 
@@ -119,23 +122,24 @@ class Candidate:
 
     def factors(self) -> dict[str, Factors]:
         """Down and up of each module as stored, contracted in float64, the scale in up."""
-        made = {}
-        for group, tensors in self.pieces:
-            wide = {name: value.double() for name, value in tensors.items()}
-            downs, ups = group.map.factors(wide, wide)
-            for name, scale, down, up in zip(group.modules, group.scales, downs, ups, strict=True):
-                made[name] = Factors(down, scale * up)
-        return made
+        return dict(self._generated())
 
     def squared_errors(self, layers: Layers, norms: Mapping[str, LayerNorm]) -> dict[str, float]:
-        """Squared error of each layer in the norm."""
-        own = self.factors()
-        return {
-            name: norms[name].squared_distance(layers.factors(name), own[name])
-            if name in own
-            else norms[name].squared(layers.factors(name))
-            for name in layers.balanced
+        """Squared error of each layer in the norm; one layer at a time is contracted."""
+        found = {
+            name: norms[name].squared_distance(layers.factors(name), own) for name, own in self._generated()
         }
+        dropped = layers.balanced.keys() - found.keys()
+        found |= {name: norms[name].squared(layers.factors(name)) for name in dropped}
+        return {name: found[name] for name in layers.balanced}
+
+    def _generated(self) -> Iterator[tuple[str, Factors]]:
+        """Modules with their factors, each contracted when it is its turn."""
+        for group, tensors in self.pieces:
+            wide = {name: value.double() for name, value in tensors.items()}
+            for index, (name, scale) in enumerate(zip(group.modules, group.scales, strict=True)):
+                down, up = Member(group.map, index).factors(wide, wide)
+                yield name, Factors(down[0], scale * up[0])
 
 
 def truncated_piece(layers: Layers, name: str, balanced: Balanced, rank: int) -> Piece:

@@ -1,61 +1,36 @@
 """JointFit: one train for many layers of a shape, fitted to all their ΔW by alternating least squares."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from tntune.convert.form import Form
+from tntune.convert.joint_side import JointSide, cholesky
 from tntune.convert.joint_train import JointTrain
 from tntune.convert.norm import LayerNorm, weighted_balance
 from tntune.errors import NumericalError
 from tntune.maps.base import Factors
 
-__all__ = ["JointFit", "JointProblem"]
+__all__ = ["Coefficients", "JointFit", "JointProblem", "best_coefficients"]
 
-_CAP = 384  # dimensions of a basis in which an unknown basis is sought
-_SEEN = 0.75  # share of them that the layers' own factors span
 _STEPS = 12  # of conjugate gradients on one basis
-_FLOOR = 1e-13  # of a Gram matrix's mean eigenvalue, added to its diagonal
-_ROUGH = 1e-9  # the same for a preconditioner
-
-
-@dataclass(frozen=True)
-class _Side:
-    """The unknown basis of one side, in coordinates of a known orthonormal basis.
-
-    Attributes:
-        known: ``(n, m)``, or None for the n unit vectors.
-        forms: ``(kinds, m, m)``: the norm's forms, each once.
-        kind: ``(layers,)``: which of them is each layer's.
-        seen: ``(m, r)`` of each layer: its form times down transposed, or times up.
-        factors: The same without the form.
-    """
-
-    known: Tensor | None
-    forms: Tensor
-    kind: Tensor
-    factors: tuple[Tensor, ...]
-    seen: tuple[Tensor, ...]
-
-    def expand(self, basis: Tensor) -> Tensor:
-        """``(m, r)`` to ``(n, r)``."""
-        return basis if self.known is None else self.known @ basis
+_ROUGH = 1e-9  # of a preconditioner's mean eigenvalue, added to its diagonal
 
 
 class JointProblem:
     """The layers of one group and their norms, reduced to the directions that matter.
 
     A side of more than 384 features is reduced to 384: the leading directions of the layers' own factors and
-    those in which the norms are largest. Memory: two forms of at most 384² float64 for each layer.
+    those in which the norms are largest. Memory: a form of at most 384² float64 for each different norm of a
+    side, 384 entries for each row of the factors, and in passing all rows at their full length.
 
     Args:
         factors: Down and up of each layer, all of one shape, scale in up.
         norms: The norm of each layer.
 
     Example:
+        >>> from tntune.convert.form import Form
         >>> factors = [Factors(torch.eye(2, 5), (k + 1.0) * torch.eye(4, 2)) for k in range(3)]
         >>> problem = JointProblem(factors, [LayerNorm(Form(5), Form(4))] * 3)
         >>> problem.fit(2, 2).history[-1] < 1e-8
@@ -65,10 +40,8 @@ class JointProblem:
     def __init__(self, factors: Sequence[Factors], norms: Sequence[LayerNorm]) -> None:
         balanced = [weighted_balance(each, norm) for each, norm in zip(factors, norms, strict=True)]
         self.squares = torch.stack([each.values.square().sum() for each in balanced])
-        downs = [each.down.mT for each in balanced]
-        ups = [each.up for each in balanced]
-        self.inputs = _side(downs, [norm.inputs for norm in norms])
-        self.outputs = _side(ups, [norm.outputs for norm in norms])
+        self.inputs = JointSide.of([each.down for each in balanced], [norm.inputs for norm in norms])
+        self.outputs = JointSide.of([each.up.mT for each in balanced], [norm.outputs for norm in norms])
 
     @property
     def total(self) -> float:
@@ -78,24 +51,27 @@ class JointProblem:
     @property
     def max_rank(self) -> int:
         """The rank at which a train is exact, or all directions that are kept."""
-        sides = (self.inputs, self.outputs)
-        spans = [min(side.forms.shape[1], sum(each.shape[1] for each in side.factors)) for side in sides]
-        return min(spans)
+        return min(self.inputs.span, self.outputs.span)
 
     def fit(self, rank: int, width: int, *, sweeps: int = 25, tolerance: float = 1e-3) -> "JointFit":
         """The train of this rank and width that alternating least squares ends at.
 
         The start is spectral. Then in turn each basis is solved for with the rest held, by preconditioned
         conjugate gradients on its least-squares problem, and all coefficients at once are the best of their
-        width for the bases, by an SVD for each layer. No step raises the error; it ends when a sweep lowers
+        width for the bases (:func:`best_coefficients`). No step raises the error; it ends when a sweep lowers
         its square by less than ``tolerance``, relatively.
 
         Args:
             rank: r, at most :attr:`max_rank`.
-            width: w, at most r.
+            width: w, at most r; the train is no wider than its widest layer.
             sweeps: At most so many.
             tolerance: At least 0.
+
+        Raises:
+            NumericalError: Where the layers span fewer directions than ``rank``.
         """
+        if rank > self.max_rank:
+            raise NumericalError(f"all layers together span {self.max_rank} directions, fewer than {rank}")
         state = _State(self, rank, width)
         history = [state.solve_coefficients()]
         for _ in range(sweeps):
@@ -125,46 +101,88 @@ class JointFit(NamedTuple):
     history: tuple[float, ...]
 
 
+class Coefficients(NamedTuple):
+    """``A_l = up_l down_lᵀ`` between two bases.
+
+    Attributes:
+        down: ``(layers, r, w)``.
+        up: ``(layers, r, w)``.
+        squares: ``(layers,)``: squared norm of what they make of each layer.
+
+    Example:
+        >>> Coefficients._fields
+        ('down', 'up', 'squares')
+    """
+
+    down: Tensor
+    up: Tensor
+    squares: Tensor
+
+
+def best_coefficients(
+    inputs: tuple[Tensor, Tensor], outputs: tuple[Tensor, Tensor], width: int
+) -> Coefficients:
+    """The coefficients of least ``‖G^½ (ΔW − outputs A inputsᵀ) C^½‖`` of a width, for each layer by one SVD.
+
+    With ``I`` and ``O`` the bases, ``L Lᵀ = Iᵀ C I`` and ``M Mᵀ = Oᵀ G O``, the error is that of truncating
+    ``M⁻¹ Oᵀ G ΔW C I L⁻ᵀ``, whose rank is ΔW's: two thin QRs and one small SVD.
+
+    Args:
+        inputs: ``Iᵀ C I``, ``(layers, r, r)``, and ``down C I``, ``(layers, k, r)``.
+        outputs: ``Oᵀ G O``, and ``upᵀ G O``.
+        width: w; they are no wider than the smaller of k and r.
+
+    Example:
+        >>> grams, rows = torch.eye(3).double()[None], torch.eye(2, 3).double()[None]
+        >>> round(best_coefficients((grams, rows), (grams, 2 * rows), 2).squares.item(), 9)
+        8.0
+
+    Reference: Eckart and Young (1936), in the coordinates of the norm.
+    """
+    roots = [cholesky(grams) for grams, _ in (inputs, outputs)]
+    whitened = [
+        torch.linalg.solve_triangular(root, rows.mT, upper=False)
+        for root, (_, rows) in zip(roots, (inputs, outputs), strict=True)
+    ]
+    (q_in, r_in), (q_out, r_out) = (torch.linalg.qr(each) for each in whitened)
+    left, values, right = torch.linalg.svd(r_out @ r_in.mT)
+    root = values[:, None, :width].sqrt()
+    down = torch.linalg.solve_triangular(roots[0].mT, q_in @ right[:, :width].mT * root, upper=True)
+    up = torch.linalg.solve_triangular(roots[1].mT, q_out @ left[..., :width] * root, upper=True)
+    return Coefficients(down, up, values[:, :width].square().sum(1))
+
+
 class _State:
-    """Bases ``(m, r)`` and coefficients ``A_l = up_l down_lᵀ`` of one fit."""
+    """Bases ``(m, r)`` and coefficients of one fit."""
 
     def __init__(self, problem: JointProblem, rank: int, width: int) -> None:
         self.problem, self.width = problem, width
-        self.inputs = _spectral(problem.inputs, rank)
-        self.outputs = _spectral(problem.outputs, rank)
+        self.inputs, self.outputs = problem.inputs.start[:, :rank], problem.outputs.start[:, :rank]
         self.down = self.up = torch.empty(0)
 
     def solve_coefficients(self) -> float:
         """The best coefficients for the bases; the relative squared error that they leave."""
         self.inputs, self.outputs = torch.linalg.qr(self.inputs)[0], torch.linalg.qr(self.outputs)[0]
-        rights = _cholesky(_grams(self.problem.inputs, self.inputs))
-        lefts = _cholesky(_grams(self.problem.outputs, self.outputs))
-        ups = _inner(self.problem.outputs, self.outputs[None].expand(len(lefts), -1, -1))
-        downs = _inner(self.problem.inputs, self.inputs[None].expand(len(rights), -1, -1))
-        cross = torch.stack([up.mT @ down for up, down in zip(ups, downs, strict=True)])
-        whitened = torch.linalg.solve_triangular(lefts, cross, upper=False)
-        whitened = torch.linalg.solve_triangular(rights, whitened.mT, upper=False).mT
-        left, values, right = torch.linalg.svd(whitened)
-        width = min(self.width, values.shape[1])
-        root = values[:, None, :width].sqrt()
-        self.up = torch.linalg.solve_triangular(lefts.mT, left[..., :width] * root, upper=True)
-        self.down = torch.linalg.solve_triangular(rights.mT, right[:, :width].mT * root, upper=True)
-        kept = float(values[:, :width].square().sum())
+        inputs, outputs = self.problem.inputs, self.problem.outputs
+        self.down, self.up, squares = best_coefficients(
+            inputs.seen_by(self.inputs), outputs.seen_by(self.outputs), self.width
+        )
+        kept = float(squares.sum())
         return max(0.0, 1.0 - kept / self.problem.total) if self.problem.total else 0.0
 
     def normal_inputs(self) -> tuple[Tensor, Tensor]:
         """``(M, b)`` of the normal equations ``Σ C_l X M_l = b`` for the basis X of the inputs."""
-        grams = _grams(self.problem.outputs, self.outputs)
+        grams, rows = self.problem.outputs.seen_by(self.outputs)
         middle = self.down @ (self.up.mT @ grams @ self.up) @ self.down.mT
-        seen = _inner(self.problem.outputs, self.outputs @ (self.up @ self.down.mT))
-        return middle, _right_side(self.problem.inputs, seen)
+        weights = rows @ self.up @ self.down.mT
+        return middle, self.problem.inputs.weighted_sum(weights)
 
     def normal_outputs(self) -> tuple[Tensor, Tensor]:
         """The same for the basis of the outputs."""
-        grams = _grams(self.problem.inputs, self.inputs)
+        grams, rows = self.problem.inputs.seen_by(self.inputs)
         middle = self.up @ (self.down.mT @ grams @ self.down) @ self.up.mT
-        seen = _inner(self.problem.inputs, self.inputs @ (self.down @ self.up.mT))
-        return middle, _right_side(self.problem.outputs, seen)
+        weights = rows @ self.down @ self.up.mT
+        return middle, self.problem.outputs.weighted_sum(weights)
 
     def train(self) -> JointTrain:
         """The train in the features' own coordinates."""
@@ -172,82 +190,13 @@ class _State:
         return JointTrain(inputs.expand(self.inputs), outputs.expand(self.outputs), self.down, self.up)
 
 
-def _side(factors: Sequence[Tensor], forms: Sequence[Form]) -> _Side:
-    """One side's problem, in reduced coordinates where there are many features."""
-    size = factors[0].shape[0]
-    kinds: list[Form] = []
-    for form in forms:
-        if not any(form.same(kind) for kind in kinds):
-            kinds.append(form)
-    kind = torch.tensor([next(i for i, one in enumerate(kinds) if form.same(one)) for form in forms])
-    if size <= _CAP:
-        known, own = None, list(factors)
-        dense = torch.stack([form.gram(torch.eye(size, dtype=torch.float64)) for form in kinds])
-    else:
-        known = _directions(factors, kinds)
-        own = [known.mT @ each for each in factors]
-        dense = torch.stack([form.gram(known) for form in kinds])
-    seen = [dense[i] @ each for i, each in zip(kind.tolist(), own, strict=True)]
-    return _Side(known, dense, kind, tuple(own), tuple(seen))
-
-
-def _directions(factors: Sequence[Tensor], forms: Sequence[Form]) -> Tensor:
-    """An orthonormal basis ``(n, 384)``: the factors' leading directions, then those the forms weigh most."""
-    own, values, _ = torch.linalg.svd(torch.cat(list(factors), dim=1), full_matrices=False)
-    own = own[:, : min(int(_SEEN * _CAP), int((values > _ROUGH * values[0]).sum()))]
-    drawn: Tensor = torch.randn(
-        own.shape[0], _CAP, generator=torch.Generator().manual_seed(0), dtype=own.dtype
-    )
-    for _ in range(2):
-        applied = torch.zeros_like(drawn)
-        for form in forms:
-            applied += form.apply(drawn.float()).double() / form.mean
-        drawn = torch.linalg.qr(applied - own @ (own.mT @ applied))[0]
-    known: Tensor = torch.linalg.qr(torch.cat([own, drawn], dim=1)[:, :_CAP])[0]
-    return known
-
-
-def _spectral(side: _Side, rank: int) -> Tensor:
-    """The leading directions of all layers' factors, in the coordinates of the layers' mean form."""
-    traces = side.forms.diagonal(dim1=1, dim2=2).mean(1)
-    shares = torch.bincount(side.kind) / traces
-    mean = (shares[:, None, None] * side.forms).sum(0) / len(side.kind)
-    root = _cholesky(mean[None])[0]
-    sizes = traces.sqrt()[side.kind]
-    stacked = torch.cat([size * each for size, each in zip(sizes, side.factors, strict=True)], dim=1)
-    leading: Tensor = torch.linalg.svd(root.mT @ stacked, full_matrices=False)[0][:, :rank]
-    if leading.shape[1] < rank:
-        raise NumericalError(f"all layers together span {leading.shape[1]} directions, fewer than {rank}")
-    basis: Tensor = torch.linalg.solve_triangular(root.mT, leading, upper=True)
-    return basis
-
-
-def _grams(side: _Side, basis: Tensor) -> Tensor:
-    """The form of each layer on a basis, (layers, r, r)."""
-    found = basis.mT @ (side.forms @ basis)
-    return ((found + found.mT) / 2)[side.kind]
-
-
-def _inner(side: _Side, vectors: Tensor) -> list[Tensor]:
-    """``factors_lᵀ form_l vectors_l`` of each layer, (r_l, r)."""
-    return [each.mT @ own for each, own in zip(side.seen, vectors, strict=True)]
-
-
-def _right_side(side: _Side, weights: Sequence[Tensor]) -> Tensor:
-    """``Σ form_l factors_l weights_l``, (m, r)."""
-    total = torch.zeros(side.forms.shape[1], weights[0].shape[1], dtype=torch.float64)
-    for each, weight in zip(side.seen, weights, strict=True):
-        total += each @ weight
-    return total
-
-
-def _solve(side: _Side, start: Tensor, middle: Tensor, right: Tensor) -> Tensor:
+def _solve(side: JointSide, start: Tensor, middle: Tensor, right: Tensor) -> Tensor:
     """Conjugate gradients on ``Σ form_l X middle_l = right``; each step lowers the squared error."""
     forms = side.forms
     middle = torch.zeros(len(forms), *middle.shape[1:], dtype=middle.dtype).index_add(0, side.kind, middle)
     weights = middle.diagonal(dim1=1, dim2=2).sum(1) + torch.finfo(torch.float64).tiny
-    outer = _cholesky(((weights / weights.sum())[:, None, None] * forms).sum(0)[None], _ROUGH)[0]
-    inner = _cholesky(middle.sum(0)[None], _ROUGH)[0]
+    outer = cholesky(((weights / weights.sum())[:, None, None] * forms).sum(0)[None], _ROUGH)[0]
+    inner = cholesky(middle.sum(0)[None], _ROUGH)[0]
 
     def applied(x: Tensor) -> Tensor:
         return (forms @ (x @ middle)).sum(0)
@@ -268,11 +217,3 @@ def _solve(side: _Side, start: Tensor, middle: Tensor, right: Tensor) -> Tensor:
         before, size = size, (rest * step).sum()
         chosen = step + (size / before) * chosen
     return x
-
-
-def _cholesky(grams: Tensor, lift: float = _FLOOR) -> Tensor:
-    """Lower Cholesky factors of Gram matrices, lifted from zero by a hair."""
-    floor = lift * grams.diagonal(dim1=1, dim2=2).mean(1) + torch.finfo(torch.float64).tiny
-    lifted = grams + floor[:, None, None] * torch.eye(grams.shape[1], dtype=grams.dtype)
-    root: Tensor = torch.linalg.cholesky(lifted)
-    return root

@@ -37,6 +37,13 @@ class JointTrain(NamedTuple):
         """Down ``(w, in)`` and up ``(out, w)`` of one layer."""
         return Factors((self.inputs @ self.down[layer]).mT, self.outputs @ self.up[layer])
 
+    @classmethod
+    def of_cores(cls, first: Tensor, second: Tensor, *, inside: int, layers: int) -> "JointTrain":
+        """``JointTrain.of_cores(*train.cores(), ...)`` is the train again."""
+        rank = first.shape[-1]
+        sides = second.reshape(rank, layers, 2, -1).movedim(1, 0)  # (layers, r, side, w)
+        return cls(first[0, :inside], first[0, inside:], sides[:, :, 0], sides[:, :, 1])
+
     def cores(self) -> tuple[Tensor, Tensor]:
         """The two cores in the layout ``"io (layer side w)"``."""
         sides = torch.stack([self.down, self.up], dim=2)  # (layers, r, side, w)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tntune.convert.distill import DistillationReport
 from tntune.convert.option import Encoded
 
 __all__ = ["CandidateReport", "ConversionReport", "LayerReport", "stored_dtypes", "total_error"]
@@ -76,6 +77,8 @@ class CandidateReport:
         relative_error: Of all ΔW, Frobenius.
         task_error: The same in the task norm; None without a calibration.
         divergence: From the LoRA's predictions to this one's, on the texts held out; None without a model.
+        bytes: Size of the tensors as stored, without heads saved whole.
+        score: What the user's own function says of it; None without one, or where it was not asked.
 
     Example:
         >>> CandidateReport("svd", 9, 0.5, None, None).params
@@ -87,6 +90,8 @@ class CandidateReport:
     relative_error: float
     task_error: float | None
     divergence: float | None
+    bytes: int = 0
+    score: float | None = None
 
 
 @dataclass(frozen=True)
@@ -114,6 +119,9 @@ class ConversionReport:
         divergence: From the LoRA's predictions to the result's; None where no model was asked.
         chosen: Name of the candidate that was written; empty where layers were converted one by one.
         candidates: All that were weighed.
+        distillation: How the tensors were trained after the choice; None where they were not.
+        score_before: What the user's own function says of the LoRA; None without one.
+        score_after: The same of the result.
 
     Example:
         >>> sizes = {"params_before": 16, "params_after": 8, "bytes_before": 64, "bytes_after": 32}
@@ -142,6 +150,9 @@ class ConversionReport:
     divergence: float | None = None
     chosen: str = ""
     candidates: tuple[CandidateReport, ...] = ()
+    distillation: DistillationReport | None = None
+    score_before: float | None = None
+    score_after: float | None = None
 
     @property
     def svd_wins(self) -> bool:
@@ -180,6 +191,13 @@ class ConversionReport:
             lines.append(f"\nRelative error in the task norm ({self.norm}): {self.task_error:.6f}.\n")
         if self.divergence is not None:
             lines.append(f"\nDivergence from the LoRA's predictions, held out: {self.divergence:.6f}.\n")
+        if self.distillation is not None:
+            lines.append(
+                f"\nDistilled in {self.distillation.steps} steps: divergence {self.distillation.before:.6f} "
+                f"before, {self.distillation.after:.6f} after.\n"
+            )
+        if self.score_before is not None:
+            lines.append(f"\nScore of the LoRA: {self.score_before:.6g}; of this: {self.score_after:.6g}.\n")
         if self.candidates:
             head = "\n| candidate | parameters | error | task norm | divergence |\n|---|---|---|---|---|\n"
             lines += [head, *(_candidate_row(each) for each in self.candidates)]

@@ -23,11 +23,12 @@ class ConversionSettings:
 
     Attributes:
         target: How small or how accurate.
-        method: ``"tensorguide"``: a train for each layer. ``"joint"``: one train for all layers of a shape,
-            for a budget. ``"svd"``: truncation, weighted where there is a calibration. ``"auto"``: for each
-            layer what is better of the first and third, or with a calibration for the whole adapter what is
-            better of the second and third. A layer stays as it is where nothing smaller serves a budget or
-            tolerance.
+        method: ``"tensorguide"``: a train for each layer. ``"joint"``: one train for all layers of a shape.
+            ``"svd"``: truncation, weighted where there is a calibration. ``"auto"``: for each layer what is
+            better of the first and third, or with a calibration for the whole adapter what is better of the
+            second and third. A layer stays as it is where nothing smaller serves a budget or tolerance.
+            Where layers are converted together, for ``"joint"`` or with a calibration, a tolerance is that
+            of all ΔW together.
         layouts: Joined patterns to choose from, layer by layer.
         activation: σ of the result; a nonlinear one by the exact lift, for trains only.
         dtype: Dtype to store; by default each layer keeps its own.
@@ -57,9 +58,10 @@ class ConversionSettings:
         for layout in self.layouts:
             if not isinstance(make_layout(layout, Geometry(4, 4, 2)), Joined):
                 raise SpecError(f"conversion needs joined layouts, not {layout!r}")
-        if self.method == "joint" and self.target.budget(1) is None:
+        if self.method == "joint" and self.target.max_rank is not None:
             raise SpecError(
-                f"method 'joint' needs a budget (params, max_params), not {self.target.to_json()}"
+                f"method 'joint' needs a budget (params, max_params) or a tolerance, "
+                f"not {self.target.to_json()}"
             )
         if not activation(self.activation).linear:
             check_lift(self.activation)

@@ -1,5 +1,73 @@
-"""Experiments: tasks, methods at equal budgets, records of runs, and the tables and figures made of them."""
+"""Experiments: tasks, methods at equal budgets, records of runs, and the tables and figures made of them.
 
+The tasks are in modules of their own, which need the ``experiments`` extra; :func:`make_task` loads them.
+"""
+
+from tntune.experiments.attach import Attached, attach
+from tntune.experiments.bench import Bench, Trial, conduct, trials
+from tntune.experiments.comparison import Entry, compare_records
+from tntune.experiments.convergence import Correlation, correlations
+from tntune.experiments.experiment import (
+    Contender,
+    Experiment,
+    Published,
+    Scale,
+    find_experiments,
+    read_experiment,
+)
+from tntune.experiments.form import Form
+from tntune.experiments.history import History, train
+from tntune.experiments.kinds import KINDS, Kind
+from tntune.experiments.method import Method
+from tntune.experiments.record import Record, Records
+from tntune.experiments.registry import SCALES, TASKS, make_task
+from tntune.experiments.report import write_report
+from tntune.experiments.run import Assignment, Run, perform
+from tntune.experiments.start import start_kernel
+from tntune.experiments.statistics import Interval, detectable, mean_interval, paired_interval, verdict
 from tntune.experiments.task import Data, Split, Task
+from tntune.experiments.training import Training
 
-__all__ = ["Data", "Split", "Task"]
+__all__ = [
+    "KINDS",
+    "SCALES",
+    "TASKS",
+    "Assignment",
+    "Attached",
+    "Bench",
+    "Contender",
+    "Correlation",
+    "Data",
+    "Entry",
+    "Experiment",
+    "Form",
+    "History",
+    "Interval",
+    "Kind",
+    "Method",
+    "Published",
+    "Record",
+    "Records",
+    "Run",
+    "Scale",
+    "Split",
+    "Task",
+    "Training",
+    "Trial",
+    "attach",
+    "compare_records",
+    "conduct",
+    "correlations",
+    "detectable",
+    "find_experiments",
+    "make_task",
+    "mean_interval",
+    "paired_interval",
+    "perform",
+    "read_experiment",
+    "start_kernel",
+    "train",
+    "trials",
+    "verdict",
+    "write_report",
+]

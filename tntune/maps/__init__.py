@@ -4,11 +4,13 @@ from tntune.maps.activation import ACTIVATIONS, Activation, activation
 from tntune.maps.advice import Advice, advice
 from tntune.maps.base import Factors, WeightMap
 from tntune.maps.budget import isoparameter_ranks, isorank_ranks, nearest_rank
-from tntune.maps.build import build_map
+from tntune.maps.build import LAYER_METHODS, build_map
+from tntune.maps.build_joint import build_joint
 from tntune.maps.codec import MAPS, decode_map, encode
 from tntune.maps.delta import DeltaMap
 from tntune.maps.delta_train import DeltaTrain
 from tntune.maps.fact import FacT
+from tntune.maps.grid import Grid, grids
 from tntune.maps.group import Group
 from tntune.maps.joint import JointMap
 from tntune.maps.latent import LATENT_ALGORITHM, Latent, gaussian_latent
@@ -21,6 +23,7 @@ from tntune.maps.lotr import LoTR
 from tntune.maps.member import Member
 from tntune.maps.metatt import MetaTT
 from tntune.maps.network import Network, Node
+from tntune.maps.recipe import JOINT_METHODS, METHODS, Recipe
 from tntune.maps.site import GENERATOR_KEY, Site
 from tntune.maps.stack import Stack
 from tntune.maps.tenslora import CONSTRUCTIONS, TensLoRA, construction_modes
@@ -31,8 +34,11 @@ __all__ = [
     "ACTIVATIONS",
     "CONSTRUCTIONS",
     "GENERATOR_KEY",
+    "JOINT_METHODS",
     "LATENT_ALGORITHM",
+    "LAYER_METHODS",
     "MAPS",
+    "METHODS",
     "Activation",
     "Advice",
     "Concat",
@@ -41,6 +47,7 @@ __all__ = [
     "FacT",
     "Factors",
     "Geometry",
+    "Grid",
     "Group",
     "Joined",
     "JointMap",
@@ -55,6 +62,7 @@ __all__ = [
     "MetaTT",
     "Network",
     "Node",
+    "Recipe",
     "Site",
     "Stack",
     "TTLoRA",
@@ -63,11 +71,13 @@ __all__ = [
     "WeightMap",
     "activation",
     "advice",
+    "build_joint",
     "build_map",
     "construction_modes",
     "decode_map",
     "encode",
     "gaussian_latent",
+    "grids",
     "isoparameter_ranks",
     "isorank_ranks",
     "nearest_rank",

@@ -6,12 +6,22 @@ from collections.abc import Callable, Mapping
 from tntune.errors import RankError, SpecError
 from tntune.maps.base import Shape, positive
 
-__all__ = ["FORMS", "count_tensor", "isoparameter_ranks", "isorank_ranks", "nearest_rank"]
+__all__ = [
+    "FORMS",
+    "MATRIX_MODES",
+    "count_tensor",
+    "isoparameter_ranks",
+    "isorank_ranks",
+    "largest_rank",
+    "matrix_ranks",
+    "nearest_rank",
+]
 
 FORMS = ("tucker", "cp")
 """How a joint tensor is factorised."""
 
-_MATRIX_MODES = ("in", "out", "dh")
+MATRIX_MODES = ("in", "out", "dh")
+"""Modes of features; the others address heads, projections and layers."""
 
 
 def count_tensor(modes: Mapping[str, int], ranks: Shape, *, form: str = "tucker") -> int:
@@ -47,6 +57,24 @@ def isorank_ranks(modes: Mapping[str, int], rank: int) -> Shape:
     return tuple(min(rank, n) for n in modes.values())
 
 
+def matrix_ranks(modes: Mapping[str, int], rank: int, *, form: str = "tucker") -> Shape:
+    """This rank on in, out and dh, capped at their sizes, and full ranks on head, proj and layer.
+
+    Args:
+        modes: Sizes by name.
+        rank: Of matrix modes; the only one of a CP.
+        form: One of :data:`FORMS`.
+
+    Example:
+        >>> matrix_ranks({"in": 768, "out": 768, "proj": 3, "layer": 12}, 60)
+        (60, 60, 3, 12)
+    """
+    if _is_cp(form):
+        return (positive("rank", rank),)
+    positive("rank", rank)
+    return tuple(min(rank, n) if name in MATRIX_MODES else n for name, n in modes.items())
+
+
 def isoparameter_ranks(
     modes: Mapping[str, int], budget: int, *, copies: int = 1, form: str = "tucker"
 ) -> Shape:
@@ -65,15 +93,13 @@ def isoparameter_ranks(
         >>> isoparameter_ranks({"in": 768, "out": 768, "proj": 3, "layer": 12}, 221_184)
         (60, 60, 3, 12)
     """
-
-    def ranks(rank: int) -> Shape:
-        if _is_cp(form):
-            return (rank,)
-        return tuple(min(rank, n) if name in _MATRIX_MODES else n for name, n in modes.items())
-
     positive("copies", copies)
     largest = positive("budget", budget) if _is_cp(form) else max(modes.values())
-    return ranks(nearest_rank(lambda r: copies * count_tensor(modes, ranks(r), form=form), budget, largest))
+
+    def count(rank: int) -> int:
+        return copies * count_tensor(modes, matrix_ranks(modes, rank, form=form), form=form)
+
+    return matrix_ranks(modes, nearest_rank(count, budget, largest), form=form)
 
 
 def nearest_rank(count: Callable[[int], int], budget: int, largest: int) -> int:
@@ -88,6 +114,27 @@ def nearest_rank(count: Callable[[int], int], budget: int, largest: int) -> int:
         middle = (low + high) // 2
         low, high = (middle + 1, high) if count(middle) < budget else (low, middle)
     return min(max(low - 1, 1), low, key=lambda rank: abs(count(rank) - budget))
+
+
+def largest_rank(count: Callable[[int], int], budget: int, what: str) -> int:
+    """A rank with the largest count that is at most the budget, for any count that grows up to some rank.
+
+    Raises:
+        SpecError: Where rank 1 has more; says how many, and of what.
+
+    Example:
+        >>> largest_rank(lambda rank: 6 * rank, 20, "a layer")
+        3
+    """
+    if count(1) > positive("params", budget):
+        raise SpecError(f"a budget of {budget} parameters for {what} is less than the {count(1)} of rank 1")
+    low, high = 1, 2
+    while count(low) < count(high) <= budget:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if count(low) < count(middle) <= budget else (low, middle)
+    return low
 
 
 def _is_cp(form: str) -> bool:

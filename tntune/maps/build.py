@@ -4,10 +4,12 @@ from collections.abc import Sequence
 
 from tntune.errors import SpecError
 from tntune.maps.base import Shape, WeightMap
+from tntune.maps.delta_train import DeltaTrain
 from tntune.maps.latent import Latent
 from tntune.maps.latent_train import LatentTrain
 from tntune.maps.layout import Concat, Geometry, Joined, Layout
 from tntune.maps.lora import LoRA
+from tntune.maps.loretta import LoRETTA
 from tntune.maps.modes import exact_modes
 from tntune.maps.tensorguide import TensorGuide
 from tntune.maps.tt_lora import TTLoRA
@@ -17,21 +19,26 @@ __all__ = [
     "CONCAT",
     "DEFAULT_LAYOUT",
     "DEFAULT_RANK",
-    "METHODS",
+    "LAYER_METHODS",
+    "SHARED_LAYOUT",
     "build_map",
     "capped_ranks",
     "make_latent",
     "make_layout",
+    "shared_layout",
 ]
 
-METHODS = ("tensorguide", "tt_lora", "lora")
-"""What :func:`build_map` can make."""
+LAYER_METHODS = ("tensorguide", "tt_lora", "lora", "loretta", "delta_train")
+"""What :func:`build_map` can make: each layer has a map of its own."""
 
 CONCAT = "concat"
 DEFAULT_LAYOUT = "f1 f2 (side w)"
 """Both sides at the width: the zero start leaves a whole core with a gradient, not a side's two numbers."""
+SHARED_LAYOUT = "layer proj f1 f2 (side w)"
 DEFAULT_RANK = 8
 _CONCAT_ORDER = 4
+_LONG_ORDER = 4  # of LoRETTA's trains
+_DIGITS = 3  # of each feature index of a DeltaTrain
 
 
 def build_map(
@@ -47,9 +54,10 @@ def build_map(
     """A map of this method and these sizes; whatever is not given is chosen, and :func:`repr` shows it.
 
     Args:
-        method: One of :data:`METHODS`.
-        geometry: ``(in_features, out_features, width)``.
-        rank: Upper bound of every TT-rank, by default 8.
+        method: One of :data:`LAYER_METHODS`.
+        geometry: ``(in_features, out_features, width)``; the width of a DeltaTrain is its bond between input
+            and output, and lowered to what the modes allow.
+        rank: Upper bound of every (other) TT-rank, by default 8.
         layout: ``"concat"`` or a joined pattern, by default ``"f1 f2 (side w)"``; TensorGuide only.
         latent: Mode of the latent; latent legs have size 2 at inner cores and 1 at the ends.
         seed: Seed of the latent, where there is one.
@@ -82,7 +90,11 @@ def build_map(
                 f"method 'lora' has neither TT-rank nor latent, but rank={rank}, latent={latent!r}"
             )
         return LoRA(*geometry, start)
-    raise SpecError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
+    if method not in LAYER_METHODS:
+        raise SpecError(f"method must be one of {', '.join(LAYER_METHODS)}, not {method!r:.80}")
+    if latent != "none":
+        raise SpecError(f"method {method!r} has no latent, but {latent!r} was given")
+    return _loretta(geometry, cap, start) if method == "loretta" else _delta_train(geometry, cap, start)
 
 
 def make_layout(pattern: str, geometry: Geometry) -> Layout:
@@ -106,6 +118,33 @@ def capped_ranks(modes: Sequence[int], rank: int) -> Shape:
         (1, 2, 10, 8, 1)
     """
     return (1, *RankRule(max_rank=rank).caps(modes), 1)
+
+
+def shared_layout(layers: int, projections: int) -> str:
+    """The layout of a TensorGuide for many layers, without legs of size 1: those would only scale others.
+
+    Example:
+        >>> shared_layout(12, 1)
+        'layer f1 f2 (side w)'
+    """
+    sizes = {"layer": layers, "proj": projections}
+    return " ".join(leg for leg in SHARED_LAYOUT.split(" ") if sizes.get(leg) != 1)
+
+
+def _loretta(geometry: Geometry, rank: int, start: str) -> LoRETTA:
+    """Modes of four for each factor, at the rank or the largest that any bond allows."""
+    sizes = (geometry.width * features for features in geometry[:2])
+    down, up = (exact_modes(size, _LONG_ORDER) for size in sizes)
+    allowed = max(*capped_ranks(down, rank), *capped_ranks(up, rank))
+    return LoRETTA(*geometry, down, up, allowed, start)
+
+
+def _delta_train(geometry: Geometry, rank: int, start: str) -> DeltaTrain:
+    """Digits of three for input and output, the finest in the middle, as published."""
+    modes = exact_modes(geometry.in_features, _DIGITS), exact_modes(geometry.out_features, _DIGITS)[::-1]
+    joint = (*modes[0], *modes[1])
+    ranks, widths = capped_ranks(joint, rank), capped_ranks(joint, geometry.width)
+    return DeltaTrain(*modes, (*ranks[:_DIGITS], widths[_DIGITS], *ranks[_DIGITS + 1 :]), start=start)
 
 
 def _train(modes: Shape, rank: int, latent: str, seed: int) -> LatentTrain:

@@ -96,7 +96,7 @@ class DeltaMap(WeightMap):
         }
         if self.start == "zero":
             drawn[self.network.silent].zero_()
-        return {name: tensor.to(dtype) for name, tensor in drawn.items()}, {}
+        return {name: tensor.to(dtype).contiguous() for name, tensor in drawn.items()}, {}
 
     def factors(self, params: Tensors, fixed: Tensors) -> Factors:
         tensors, own = self._gather(params)

@@ -116,8 +116,12 @@ def group_config(groups: Mapping[str, Group]) -> dict[str, Any]:
     }
 
 
-def groups_from_config(config: Mapping[str, Any]) -> dict[str, Group]:
+def groups_from_config(config: Mapping[str, Any], *, peft_type: str = SHARED_PEFT_TYPE) -> dict[str, Group]:
     """The groups of a configuration: ``groups_from_config(group_config(groups)) == groups``.
+
+    Args:
+        config: What is read.
+        peft_type: What it must say that it is.
 
     Raises:
         SpecError: For another ``peft_type``, a newer format, no groups, a module in two groups, or a group
@@ -129,8 +133,8 @@ def groups_from_config(config: Mapping[str, Any]) -> dict[str, Group]:
         >>> groups_from_config(group_config(groups)) == groups
         True
     """
-    if config.get("peft_type") != SHARED_PEFT_TYPE:
-        raise SpecError(f"peft_type: must be {SHARED_PEFT_TYPE!r}, not {config.get('peft_type')!r:.80}")
+    if config.get("peft_type") != peft_type:
+        raise SpecError(f"peft_type: must be {peft_type!r}, not {config.get('peft_type')!r:.80}")
     check_version(config.get("format_version"))
     described = config.get("groups")
     if not isinstance(described, dict) or not described:

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import reduce
 from typing import ClassVar
 
 import torch
@@ -12,7 +11,8 @@ from tensorly.tt_tensor import TTTensor
 from torch import Tensor
 
 from tntune.contract.equation import equation
-from tntune.contract.plan import Path, Plan, plan
+from tntune.contract.plan import Plan, plan
+from tntune.contract.route import train_routes
 from tntune.errors import RankError, SpecError
 from tntune.maps.base import Shape, Shapes, Tensors, positives
 from tntune.maps.latent import Latent
@@ -20,7 +20,6 @@ from tntune.tt.train import compute_dtype, tt_matrix, tt_tensor
 
 __all__ = ["LatentTrain", "check_start", "gather"]
 
-_SIDES = (True, False)
 _STARTS = ("zero", "random", "paper", "published")
 
 
@@ -132,6 +131,19 @@ class LatentTrain:
         than the mode's where only a part of w is wanted. For the mean over z the latent legs stay open,
         in front of ``output``.
         """
+        operands, shapes = self.operands(legs)
+        latents = [f"latent {k}" for k in range(self.order)]
+        lead = latents if self.latent.mode == "mean" else []
+        paths = train_routes(self.order, has_z=self.latent.stored)
+        return plan(equation(operands, [*lead, *output]), *shapes, paths=paths)
+
+    def operands(
+        self, legs: Sequence[Sequence[tuple[str, int]]]
+    ) -> tuple[list[list[str]], list[tuple[int, ...]]]:
+        """Names and sizes of the axes of each core, split into these legs, and of z where one is stored.
+
+        Bond k is called ``"rank k"`` and the latent leg of core k ``"latent k"``.
+        """
         latents = [f"latent {k}" for k in range(self.order)] if self.has_latent else []
         operands, shapes = [], []
         for k, (own, core) in enumerate(zip(legs, self.core_shapes, strict=True)):
@@ -141,10 +153,7 @@ class LatentTrain:
         if self.latent.stored:
             operands.append(latents)
             shapes.append(self.latent.modes)
-        lead = latents if self.latent.mode == "mean" else []
-        stored = self.latent.stored
-        paths = [_halves(self.order, at, stored, first) for at in range(1, self.order) for first in _SIDES]
-        return plan(equation(operands, [*lead, *output]), *shapes, paths=paths)
+        return operands, shapes
 
     def generate(self, run: Plan, cores: Sequence[Tensor], fixed: Tensors, prefix: str) -> Tensor:
         """The contraction ``run`` of these cores and the stored z, in the cores' dtype and device."""
@@ -197,29 +206,6 @@ class LatentTrain:
             lifted.append(wide)
         lifted[0] = lifted[0] / gain
         return lifted
-
-
-def _halves(order: int, at: int, has_z: bool, z_first: bool) -> Path:
-    """The path that contracts cores before and from ``at`` by themselves, z within the first or second half.
-
-    The last step is one product of both halves, so backward keeps nothing that is larger than a half.
-    """
-    names: list[object] = [*range(order), *(["z"] if has_z else [])]
-    halves = [list(names[:at]), list(names[at:order])]
-    if has_z:
-        halves[0 if z_first else 1].insert(1, "z")
-    steps = []
-
-    def contract(first: object, second: object) -> object:
-        steps.append((names.index(first), names.index(second)))
-        for gone in (first, second):
-            names.remove(gone)
-        names.append((first, second))
-        return names[-1]
-
-    ends = [reduce(contract, half) for half in halves]
-    contract(*ends)
-    return tuple(steps)
 
 
 def check_start(start: str) -> None:

@@ -15,7 +15,7 @@ from tntune.maps.layout import Concat, Geometry, Layout, Selection
 from tntune.tt.decompose import tt_svd
 from tntune.tt.rank_rule import RankRule
 
-__all__ = ["TensorGuide"]
+__all__ = ["TensorGuide", "sliced"]
 
 Contractions = tuple[tuple[Selection, Plan], ...]
 
@@ -210,13 +210,19 @@ class TensorGuide(WeightMap):
         """The tensors of these contractions; for the mean over z with its open legs as one in front."""
         lead = (self.latent.size,) if self.latent.mode == "mean" else ()
         return tuple(
-            self.train.generate(run, _sliced(cores, selection), fixed, "tt_").reshape(lead + selection.shape)
+            self.train.generate(run, sliced(cores, selection), fixed, "tt_").reshape(lead + selection.shape)
             for selection, run in plans
         )
 
 
-def _sliced(cores: list[Tensor], selection: Selection) -> list[Tensor]:
-    """Each core with its mode split into legs, and each leg cut to what the selection generates."""
+def sliced(cores: list[Tensor], selection: Selection) -> list[Tensor]:
+    """Each core with its mode split into legs, and each leg cut to what the selection generates.
+
+    Example:
+        >>> (both,) = Concat((4, 3)).selections(Geometry(3, 3, 2))
+        >>> [tuple(core.shape) for core in sliced([torch.ones(1, 4, 2), torch.ones(2, 3, 1)], both)]
+        [(1, 4, 2), (2, 3, 1)]
+    """
     views = []
     for core, legs in zip(cores, selection.legs, strict=True):
         view = core

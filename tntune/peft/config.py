@@ -9,7 +9,7 @@ from peft import PeftConfig
 from tntune.errors import SpecError, UnknownFieldError
 from tntune.maps.activation import activation
 from tntune.maps.base import positive, positives
-from tntune.maps.build import METHODS
+from tntune.maps.build import LAYER_METHODS
 from tntune.maps.group import SHARED_PEFT_TYPE, group_config, groups_from_config
 from tntune.maps.site import FORMAT_VERSION, check_version, finite, site_config, sites_from_config
 from tntune.peft.registration import TensorGuidePeftType
@@ -66,7 +66,7 @@ class TensorGuideConfig(PeftConfig):
             Where σ is not linear, units come in opposite pairs, so that none of a few is dead.
             ``"lora:<folder>"``: a trained LoRA, by TT-SVD at these ranks; what is saved then says False.
         activation: Name of σ between the two factors; only the identity can be merged or become a LoRA.
-        method: Kind of the maps: ``"tensorguide"``, ``"tt_lora"`` or ``"lora"``.
+        method: Kind of the maps: one of :data:`tntune.maps.LAYER_METHODS`.
         layout: ``"concat"``, or a pattern of named legs; by default ``"f1 f2 (side w)"``.
         latent: ``"none"``, ``"fixed"``, ``"resample"`` or ``"mean"``.
         seed: Seed of the latents.
@@ -177,8 +177,8 @@ class TensorGuideConfig(PeftConfig):
             positive(f"rank_pattern[{pattern!r}]", width)
         if not 0 <= finite("dropout", self.dropout) < 1:
             raise SpecError(f"dropout must be at least 0 and less than 1, not {self.dropout}")
-        if self.method not in METHODS:
-            raise SpecError(f"method must be one of {', '.join(METHODS)}, not {self.method!r}")
+        if self.method not in LAYER_METHODS:
+            raise SpecError(f"method must be one of {', '.join(LAYER_METHODS)}, not {self.method!r}")
         starts = (True, False, "paper", "published")
         if self.init_weights not in starts and not str(self.init_weights).startswith(FROM_LORA):
             raise SpecError(

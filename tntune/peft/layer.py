@@ -11,6 +11,7 @@ from tntune.adapters.generator import FactorGenerator
 from tntune.errors import UnsupportedError
 from tntune.maps.activation import activation
 from tntune.maps.base import Factors
+from tntune.maps.chain import Chains
 from tntune.peft.config import TensorGuideConfig
 from tntune.peft.recomputation import check_recomputation
 
@@ -91,8 +92,8 @@ class TensorGuideLayer(BaseTunerLayer):
         found: FactorGenerator = held[group] if group else held
         return found
 
-    def factors(self, adapter: str) -> Factors:
-        """Down ``(width, in)`` and up ``(out, width)`` of one adapter, as this call applies them.
+    def chains(self, adapter: str) -> Chains:
+        """The matrices of one adapter, as this call applies them.
 
         Raises:
             UnsupportedError: For shared trains, as :func:`tntune.peft.recomputation.check_recomputation`.
@@ -100,8 +101,8 @@ class TensorGuideLayer(BaseTunerLayer):
         group, site = self.tensorguide_site[adapter]
         if group:
             check_recomputation()
-        down, up = self.generator(adapter)(site)
-        return Factors(down.squeeze(0), up.squeeze(0))
+        found: Chains = self.generator(adapter)(site, Chains)
+        return found
 
     def stored_factors(self, adapter: str) -> Factors:
         """The factors at the stored latent, with the scale in ``up``: what is merged and exported."""

@@ -8,10 +8,10 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features, check_adapters_to_merge
 from peft.utils import quantization_extra_repr, resolve_quantization_backend
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from tntune.adapters.generator import without_autocast
+from tntune.adapters.linear import through
 from tntune.errors import MergeError, TargetTypeError
 from tntune.maps.activation import activation
 from tntune.peft.layer import TensorGuideLayer
@@ -126,15 +126,14 @@ class Linear(nn.Module, TensorGuideLayer):
 
     def _adapted(self, adapter: str, x: Tensor) -> Tensor:
         """What one adapter adds."""
-        down, up = self.factors(adapter)
-        x = self._cast_input_dtype(x, down.dtype)
+        down, up = self.chains(adapter)
+        x = self._cast_input_dtype(x, down[0].dtype)
         if self.training:
             x = self.tensorguide_dropout[adapter](x)
-        hidden = functional.linear(x, down.to(x))  # (..., r)
-        hidden = activation(self.activation[adapter]).function(hidden)
+        hidden = activation(self.activation[adapter]).function(through(x, down))  # (..., r)
         if self.scaling[adapter] != 1.0:
             hidden = hidden * self.scaling[adapter]
-        return functional.linear(hidden, up.to(x))
+        return through(hidden, up)
 
     def _delta(self, adapter: str) -> Tensor:
         """ΔW in float32 at least: what is added to the base."""

@@ -9,7 +9,14 @@ from peft.utils.other import get_pattern_key
 
 from tntune.errors import ModeError, SpecError
 from tntune.maps.base import WeightMap, positives
-from tntune.maps.build import DEFAULT_RANK, build_map, capped_ranks, make_latent
+from tntune.maps.build import (
+    DEFAULT_RANK,
+    SHARED_LAYOUT,
+    build_map,
+    capped_ranks,
+    make_latent,
+    shared_layout,
+)
 from tntune.maps.group import Group
 from tntune.maps.layout import Geometry, Joined
 from tntune.maps.pattern import parse_pattern
@@ -17,14 +24,12 @@ from tntune.maps.site import Site
 from tntune.maps.tensorguide import TensorGuide
 from tntune.peft.config import FROM_LORA, TensorGuideConfig
 
-__all__ = ["SHARED_LAYOUT", "Sizes", "check_sizes", "plan_groups", "plan_site"]
+__all__ = ["Sizes", "check_sizes", "plan_groups", "plan_site"]
 
 Sizes = tuple[int, int]
 """``(in_features, out_features)`` of a target."""
 
 Map = TypeVar("Map", bound=WeightMap)
-
-SHARED_LAYOUT = "layer proj f1 f2 (side w)"
 
 
 def plan_site(config: TensorGuideConfig, module: str, sizes: Sizes) -> Site:
@@ -117,7 +122,7 @@ def _single(
 def _group(config: TensorGuideConfig, geometry: Geometry, modules: Sequence[str]) -> Group:
     """One train over these modules, in the order of its layer and projection modes."""
     ordered, layers, projections = _grid(modules, config.layout or SHARED_LAYOUT)
-    pattern = config.layout or _shared_layout(layers, projections)
+    pattern = config.layout or shared_layout(layers, projections)
     layout = Joined.auto(pattern, geometry, layers=layers, projections=projections)
     latent = make_latent(config.latent, len(layout.modes), config.seed)
 
@@ -158,12 +163,6 @@ def _grid(modules: Sequence[str], pattern: str) -> tuple[tuple[str, ...], int, i
     if "proj" in legs and all(set(block) == set(roles) for block in blocks.values()):
         return tuple(block[role] for block in blocks.values() for role in roles), len(blocks), len(roles)
     return tuple(modules), len(modules), 1
-
-
-def _shared_layout(layers: int, projections: int) -> str:
-    """The default layout without legs of size 1: their cores would only scale the others."""
-    sizes = {"layer": layers, "proj": projections}
-    return " ".join(leg for leg in SHARED_LAYOUT.split(" ") if sizes.get(leg) != 1)
 
 
 def _largest(budget: int, what: str, make: Callable[[int], Map]) -> Map:

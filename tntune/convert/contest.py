@@ -1,0 +1,252 @@
+"""Contest: the ways to store a whole adapter in one budget, weighed against one another."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from tntune.convert.candidate import Candidate, Layers
+from tntune.convert.distill import DistillationReport, distill
+from tntune.convert.norm import DAMPING, Norm
+from tntune.convert.report import CandidateReport, total_error
+from tntune.convert.search import JointSearch, TruncatedSearch
+from tntune.convert.task import Task
+from tntune.convert.tolerance import verified_budget
+from tntune.errors import RankError
+
+__all__ = ["Contest", "Weighed"]
+
+DAMPINGS = (DAMPING, 0.03, 0.3)
+"""Those tried where a model judges."""
+
+GAINS = (1.1, 1.2, 1.35, 1.5)
+"""Factors of the whole ΔW tried where a model judges: least squares shrinks what it cannot represent."""
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """A candidate with its errors as stored.
+
+    Attributes:
+        candidate: What would be written.
+        squares: Squared Frobenius error of each layer.
+        task_errors: Relative error of each layer in the task norm; empty without a calibration.
+        report: What reports say of it.
+        rivals: The reports of all that it was chosen from, its own among them; empty before the choice.
+        distillation: How it was trained, where it was.
+
+    Example:
+        >>> [name for name in Weighed.__dataclass_fields__][:2]
+        ['candidate', 'squares']
+    """
+
+    candidate: Candidate
+    squares: Mapping[str, float]
+    task_errors: Mapping[str, float]
+    report: CandidateReport
+    rivals: tuple[CandidateReport, ...] = ()
+    distillation: DistillationReport | None = None
+
+    @property
+    def error(self) -> float:
+        """The relative error in the norm of the contest."""
+        return self.report.relative_error if self.report.task_error is None else self.report.task_error
+
+    @property
+    def rating(self) -> float:
+        """What is least for the best."""
+        return self.error if self.report.divergence is None else self.report.divergence
+
+
+class Contest:
+    """One adapter's candidates; what does not depend on a budget is computed once.
+
+    Args:
+        layers: The layers.
+        task: What is known of the adapter's use.
+        progress: Called as candidates are made.
+
+    Example:
+        >>> import torch
+        >>> from tntune.convert.gauge import balance
+        >>> layers = Layers({"fc": balance(torch.eye(2, 5), torch.eye(3, 2))}, {"fc": 2}, torch.float32)
+        >>> contest = Contest(layers, None, lambda stage, done, total: None)
+        >>> best = contest.best("svd", 8)
+        >>> best.candidate.name, round(best.error**2, 6)
+        ('svd', 0.5)
+    """
+
+    def __init__(self, layers: Layers, task: Task | None, progress: Callable[[str, int, int], None]) -> None:
+        self.layers, self.task, self.progress = layers, task, progress
+        self._baselines: dict[int, list[Weighed]] = {}
+
+    @cached_property
+    def norm(self) -> Norm:
+        """The norm that is fitted and reported."""
+        return Norm(self.task.calibration) if self.task else Norm()
+
+    @cached_property
+    def least(self) -> int:
+        """Parameters of the cheapest layer at rank one."""
+        return min(self.layers.size(name) for name in self.layers.balanced)
+
+    def best(self, method: str, budget: int, *, tolerance: float | None = None) -> Weighed:
+        """The candidate of least divergence, or else of least error in the norm.
+
+        Where a model judges and no tolerance binds, the best is then tried at a few larger scales, and
+        distilled where the task says so.
+
+        Args:
+            method: ``"svd"``, ``"joint"``, or ``"auto"`` for both.
+            budget: Parameters at most.
+            tolerance: Error in the norm that the choice meets, where one does.
+
+        Raises:
+            RankError: Where the budget is too small for anything.
+        """
+        self.check(budget)
+        rivals = [] if method == "joint" else list(self.baselines(budget))
+        if method != "svd":
+            rivals += self._weigh_all(self._joint(method, budget, self._dampings), len(self._dampings))
+        if tolerance is not None:
+            meeting = [each for each in rivals if each.error <= tolerance] or [min(rivals, key=_error)]
+            return replace(min(meeting, key=_rating), rivals=_reports(rivals))
+        best = min(rivals, key=_rating)
+        for louder in self._louder(best):
+            rivals.append(louder)
+            best = min(best, louder, key=_rating)
+        return self._distilled(best, rivals)
+
+    def check(self, budget: int) -> None:
+        """Raise :class:`RankError` where the budget is too small for the cheapest layer at rank one."""
+        if budget < self.least:
+            raise RankError(
+                f"a budget of {budget} parameters fits no layer; the least possible is {self.least}"
+            )
+
+    def baselines(self, budget: int) -> list[Weighed]:
+        """Truncated SVDs, plain and weighted, ranks by singular values or even; with scores."""
+        if budget not in self._baselines:
+            candidates = list(self._truncated.candidates(budget))
+            weighed = self._weigh_all(candidates, len(candidates))
+            self._baselines[budget] = [self.scored(each) for each in weighed]
+        return self._baselines[budget]
+
+    def scored(self, weighed: Weighed) -> Weighed:
+        """The same with the score of the task, where it has one."""
+        if self.task is None or self.task.score is None or weighed.report.score is not None:
+            return weighed
+        score = self.task.score.after(weighed.candidate.factors())
+        return replace(weighed, report=replace(weighed.report, score=score))
+
+    def budget_of(self, method: str, tolerance: float, most: int) -> int:
+        """The smallest budget found whose candidate, as stored, meets an error in the norm.
+
+        Raises:
+            RankError: Where all ``most`` parameters miss it.
+        """
+        search = self._truncated if method == "svd" else self._search
+        errors: dict[int, float] = {}
+
+        def measured(budget: int) -> float:
+            candidates = self._joint(method, budget, (DAMPING,)) if method != "svd" else iter(())
+            plain = () if method == "joint" else self._truncated.candidates(budget)
+            errors[budget] = min(self.error(each) for each in (*plain, *candidates))
+            return errors[budget]
+
+        found = verified_budget(search.error, measured, self.least, most, tolerance)
+        if found is None:
+            raise RankError(
+                f"a tolerance of {tolerance:g} is missed even with {most} parameters: the error is "
+                f"{errors[most]:.3g} ({self.norm.name}, stored as {self.layers.dtype})"
+            )
+        return found
+
+    def error(self, candidate: Candidate) -> float:
+        """The relative error of a candidate in the norm, as stored."""
+        own = self.layers.norms(self.norm)
+        return total_error(candidate.squared_errors(self.layers, own).values(), self._sizes.values())
+
+    @cached_property
+    def _truncated(self) -> TruncatedSearch:
+        return TruncatedSearch(self.layers, self.norm)
+
+    @cached_property
+    def _search(self) -> JointSearch:
+        return JointSearch(self.layers, self.norm)
+
+    @cached_property
+    def _sizes(self) -> dict[str, float]:
+        """The norm of each layer's ΔW."""
+        own = self.layers.norms(self.norm)
+        return {name: own[name].squared(self.layers.factors(name)) ** 0.5 for name in own}
+
+    @property
+    def _dampings(self) -> tuple[float, ...]:
+        return DAMPINGS if self.task and self.task.divergence else DAMPINGS[:1]
+
+    def _joint(self, method: str, budget: int, dampings: Iterable[float]) -> Iterator[Candidate]:
+        """Trains over layers, mixed with SVDs of groups where those are better."""
+        plan = self._search.plan(budget)
+        for damping in dampings:
+            candidate = self._search.candidate(plan, self.norm.damped(damping))
+            if candidate.pieces and (candidate.joint or method == "joint"):
+                yield candidate
+
+    def _weigh_all(self, candidates: Iterable[Candidate], count: int) -> list[Weighed]:
+        weighed = []
+        for done, candidate in enumerate(candidates, 1):
+            weighed.append(self._weigh(candidate))
+            self.progress("weigh", done, count)
+        return weighed
+
+    def _weigh(self, candidate: Candidate) -> Weighed:
+        """All errors of a candidate, as stored."""
+        squares = candidate.squared_errors(self.layers, self.layers.norms(Norm()))
+        relative = total_error(squares.values(), (self.layers.balanced[name].norm for name in squares))
+        task_error, task_errors = None, {}
+        if self.task:
+            missed = candidate.squared_errors(self.layers, self.layers.norms(self.norm))
+            task_error = total_error(missed.values(), self._sizes.values())
+            task_errors = {name: total_error([missed[name]], [self._sizes[name]]) for name in missed}
+        judge = self.task.divergence if self.task else None
+        divergence = judge(candidate.factors()) if judge else None
+        size = sum(value.nbytes for _, tensors in candidate.pieces for value in tensors.values())
+        report = CandidateReport(candidate.name, candidate.params, relative, task_error, divergence, size)
+        return Weighed(candidate, squares, task_errors, report)
+
+    def _louder(self, best: Weighed) -> Iterator[Weighed]:
+        """The best candidate times rising gains, as long as a model finds them better."""
+        if self.task is None or self.task.divergence is None:
+            return
+        least = best.rating
+        for gain in GAINS:
+            tried = self._weigh(best.candidate.scaled(gain))
+            yield tried
+            if tried.rating >= least:
+                return
+            least = tried.rating
+
+    def _distilled(self, best: Weighed, rivals: list[Weighed]) -> Weighed:
+        """The best after its training, where the task asks for one, beside all that it was chosen from."""
+        task = self.task
+        if task is None or task.distillation is None or task.divergence is None:
+            return replace(best, rivals=_reports(rivals))
+        candidate, report = distill(
+            best.candidate, task.distillation, task.divergence, progress=self.progress
+        )
+        if report.best_step:
+            best = self._weigh(candidate)
+            rivals = [*rivals, best]
+        return replace(best, rivals=_reports(rivals), distillation=report)
+
+
+def _rating(weighed: Weighed) -> float:
+    return weighed.rating
+
+
+def _error(weighed: Weighed) -> float:
+    return weighed.error
+
+
+def _reports(weighed: Iterable[Weighed]) -> tuple[CandidateReport, ...]:
+    return tuple(each.report for each in weighed)

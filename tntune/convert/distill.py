@@ -1,0 +1,213 @@
+"""distill: a candidate's tensors, trained until the model says with them what it said with its LoRA."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from tntune.convert.candidate import Candidate
+from tntune.convert.divergence import Divergence, Teacher
+from tntune.convert.encode import stored
+from tntune.errors import SpecError
+
+__all__ = ["Distillation", "DistillationReport", "distill"]
+
+_RATE = 0.02
+_EVERY = 10  # steps between judgements
+_WARM = 5  # steps of rising rate after each new beginning
+_FALL = 0.5  # of the rate where a stretch of steps is taken back
+_FIRST, _SECOND = 0.9, 0.99  # decay of Adam's moments
+_TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """How a candidate is trained after it is chosen.
+
+    Attributes:
+        teacher: The LoRA's predictions on batches to train on, others than those that judge.
+        steps: At most so many, one batch each.
+        rate: Relative step at first: no entry moves by more than about that share of its tensor's root mean
+            square. Whatever it is, it is lowered until the held-out divergence falls.
+        seed: Of the order of the batches.
+
+    Raises:
+        SpecError: For fewer than one step, or a rate that is not above 0.
+
+    Example:
+        >>> Distillation.__dataclass_fields__["rate"].default
+        0.02
+    """
+
+    teacher: Teacher
+    steps: int
+    rate: float = _RATE
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise SpecError(f"distillation takes at least 1 step, not {self.steps}")
+        if not (math.isfinite(self.rate) and self.rate > 0):
+            raise SpecError(f"the rate of distillation must be a number above 0, not {self.rate}")
+
+
+@dataclass(frozen=True)
+class DistillationReport:
+    """What became of a distillation.
+
+    Attributes:
+        steps: Steps taken.
+        best_step: The step whose tensors were kept; 0 where none was better than the start.
+        rate: Relative rate at first.
+        last_rate: The same at the end, before its planned decay: lower where steps were taken back.
+        seconds: Time taken.
+        before: Held-out divergence at the start.
+        after: That of the tensors that were kept; never more.
+
+    Example:
+        >>> DistillationReport(120, 110, 0.02, 0.005, 60.0, 0.3, 0.1).after
+        0.1
+    """
+
+    steps: int
+    best_step: int
+    rate: float
+    last_rate: float
+    seconds: float
+    before: float
+    after: float
+
+
+def distill(
+    candidate: Candidate,
+    distillation: Distillation,
+    judge: Divergence,
+    *,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> tuple[Candidate, DistillationReport]:
+    """The best state of a training: ``judge(result.factors()) <= judge(candidate.factors())``.
+
+    Adam on all tensors at once, its steps relative to the size of each tensor. Every ten steps the tensors
+    are judged as they would be stored. A stretch that made them worse is taken back and the rate halved, so
+    a rate that is too high costs steps and does no harm. The rate falls to zero along a cosine.
+
+    Args:
+        candidate: Of linear maps, as converted: trains, shared trains, or truncated SVDs.
+        distillation: Teacher, steps, rate, seed.
+        judge: From factors to the held-out divergence.
+        progress: Called after every step.
+
+    Returns:
+        The candidate with its tensors trained, in their dtypes, and what happened; the candidate itself where
+        no step helped.
+
+    Example:
+        >>> distill.__name__
+        'distill'
+
+    Reference: Kingma and Ba (2015); Hinton, Vinyals and Dean (2015) for what is imitated.
+    """
+    started = time.perf_counter()
+    training = _Training(candidate)
+    best, best_step, rate = training.state(), 0, distillation.rate
+    before = least = judge(candidate.factors())
+    order = _Order(len(distillation.teacher), distillation.seed)
+    for step in range(1, distillation.steps + 1):
+        loss = distillation.teacher.loss(order.next(), training.student.factors())
+        training.step(loss, rate * _decay(step, distillation.steps))
+        if step % _EVERY == 0 or step == distillation.steps:
+            found = judge(training.result().factors())
+            if found < least:
+                best, best_step, least = training.state(), step, found
+            else:
+                training.restart(best)
+                rate *= _FALL
+        if progress:
+            progress("distill", step, distillation.steps)
+    training.restart(best)
+    seconds = time.perf_counter() - started
+    report = DistillationReport(
+        distillation.steps, best_step, distillation.rate, rate, seconds, before, least
+    )
+    return (training.result() if best_step else candidate), report
+
+
+def _decay(step: int, steps: int) -> float:
+    """From 1 to nearly 0."""
+    return 0.5 + 0.5 * math.cos(math.pi * (step - 1) / steps)
+
+
+class _Order:
+    """Batches in random order, all of them before one comes again."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        self.count, self.generator = count, torch.Generator().manual_seed(seed)
+        self.left: list[int] = []
+
+    def next(self) -> int:
+        """The next batch."""
+        if not self.left:
+            self.left = torch.randperm(self.count, generator=self.generator).tolist()
+        return self.left.pop()
+
+
+class _Training:
+    """A candidate whose tensors are leaves, with Adam's moments."""
+
+    def __init__(self, candidate: Candidate) -> None:
+        self.start = candidate
+        self.student = replace(
+            candidate,
+            pieces=tuple(
+                (group, {name: _leaf(value, name in group.map.param_shapes) for name, value in own.items()})
+                for group, own in candidate.pieces
+            ),
+        )
+        self.leaves = [
+            value for _, own in self.student.pieces for value in own.values() if value.requires_grad
+        ]
+        self.scales = [float(leaf.detach().square().mean().sqrt()) for leaf in self.leaves]
+        self.restart(self.state())
+
+    def state(self) -> list[Tensor]:
+        """A copy of the leaves."""
+        return [leaf.detach().clone() for leaf in self.leaves]
+
+    def restart(self, state: Sequence[Tensor]) -> None:
+        """Go on from a state, with moments that know nothing."""
+        with torch.no_grad():
+            for leaf, value in zip(self.leaves, state, strict=True):
+                leaf.copy_(value)
+        self.moments = [(torch.zeros_like(leaf), torch.zeros_like(leaf)) for leaf in self.leaves]
+        self.age = 0
+
+    def step(self, loss: Tensor, rate: float) -> None:
+        """One step of Adam, relative to each leaf's size."""
+        gradients = torch.autograd.grad(loss, self.leaves, materialize_grads=True, allow_unused=True)
+        self.age += 1
+        rate *= min(1.0, self.age / _WARM)
+        with torch.no_grad():
+            for leaf, gradient, scale, (mean, square) in zip(
+                self.leaves, gradients, self.scales, self.moments, strict=True
+            ):
+                mean.lerp_(gradient, 1 - _FIRST)
+                square.lerp_(gradient.square(), 1 - _SECOND)
+                root = (square / (1 - _SECOND**self.age)).sqrt() + _TINY
+                leaf -= rate * scale / (1 - _FIRST**self.age) * mean / root
+
+    def result(self) -> Candidate:
+        """The candidate as stored."""
+        pieces = tuple(
+            (group, {name: stored(own[name].detach(), old[name].dtype) for name in own})
+            for (group, own), (_, old) in zip(self.student.pieces, self.start.pieces, strict=True)
+        )
+        return Candidate(f"{self.start.name}, distilled", pieces)
+
+
+def _leaf(value: Tensor, trained: bool) -> Tensor:
+    """A copy of at least float32."""
+    wide = value.to(torch.promote_types(value.dtype, torch.float32), copy=True)
+    return wide.requires_grad_(trained)

@@ -1,0 +1,204 @@
+"""sweep_lora: one LoRA at many budgets, with the truncated SVDs of each beside it."""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tntune.checkpoint.lora import LoraFolder, open_lora
+from tntune.convert.candidate import Layers
+from tntune.convert.contest import Contest
+from tntune.convert.output import check_output
+from tntune.convert.report import CandidateReport, ConversionReport
+from tntune.convert.settings import ConversionSettings
+from tntune.convert.target import Target
+from tntune.convert.task import Task
+from tntune.convert.whole import write_best
+from tntune.errors import OutputError, SpecError
+from tntune.files import write_json
+
+__all__ = ["SWEEP_NAME", "SweepPoint", "SweepReport", "sweep_lora"]
+
+SWEEP_NAME = "sweep.json"
+"""What the folder of a sweep holds beside its adapters."""
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """One budget of a sweep.
+
+    Attributes:
+        share: Share of the parameters.
+        report: Of the conversion; its output is the folder of this budget.
+        written: What the report says of the candidate that was written.
+        baselines: Truncated SVDs of this budget, plain and weighted, ranks by singular values or even.
+
+    Example:
+        >>> list(SweepPoint.__dataclass_fields__)
+        ['share', 'report', 'written', 'baselines']
+    """
+
+    share: float
+    report: ConversionReport
+    written: CandidateReport
+    baselines: tuple[CandidateReport, ...]
+
+
+@dataclass(frozen=True)
+class SweepReport:
+    """All budgets of a sweep, the largest first.
+
+    Attributes:
+        source: The LoRA folder.
+        output: Folder of the sweep.
+        norm: The norm of ``task_error`` everywhere.
+        lora: The LoRA itself, as the other rows are given.
+        points: One for each budget.
+
+    Example:
+        >>> lora = CandidateReport("lora", 9, 0.0, None, None)
+        >>> SweepReport("a", "b", "frobenius", lora, ()).rows()[0].params
+        9
+    """
+
+    source: str
+    output: str
+    norm: str
+    lora: CandidateReport
+    points: tuple[SweepPoint, ...]
+
+    def rows(self) -> list[CandidateReport]:
+        """The LoRA, and for each budget what was written, then its baselines."""
+        own = [row for point in self.points for row in (point.written, *point.baselines)]
+        return [self.lora, *own]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values with stable keys."""
+        points = [
+            {
+                "share": point.share,
+                "folder": Path(point.report.output).name,
+                "written": asdict(point.written),
+                "baselines": [asdict(each) for each in point.baselines],
+                "report": point.report.to_json(),
+            }
+            for point in self.points
+        ]
+        value = {
+            "source": self.source,
+            "output": self.output,
+            "norm": self.norm,
+            "lora": asdict(self.lora),
+            "points": points,
+        }
+        return json.loads(json.dumps(value))  # type: ignore[no-any-return]
+
+
+def sweep_lora(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    shares: Sequence[float],
+    *,
+    method: str = "auto",
+    dtype: torch.dtype | None = None,
+    task: Task | None = None,
+    overwrite: bool = False,
+    carry: bool = False,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> SweepReport:
+    """Write ``output/0.25`` and so on: each is what :func:`convert_lora` makes of that budget, bit for bit.
+
+    What does not depend on the budget is done once: loading, norms, weighted SVDs, rough fits, the LoRA's own
+    predictions. ``output/sweep.json`` holds the report.
+
+    Args:
+        source: LoRA folder.
+        output: Folder to make, with a folder for each budget; they are written one by one, largest first.
+        shares: Shares of the parameters to keep, in (0, 1], each once.
+        method: ``"auto"``, ``"joint"`` or ``"svd"``; for whole adapters, also without a task.
+        dtype: Dtype to store; the source's widest by default.
+        task: What is known of the adapter's use.
+        overwrite: Whether folders of an earlier sweep may be replaced.
+        carry: Whether unknown tensors of the source are carried along.
+        progress: Called as candidates are made.
+
+    Raises:
+        SpecError: For no share, a share twice or out of range, or another method.
+        OutputError: Where the folder exists and may not be replaced, or is no sweep's.
+        RankError: Where a budget is too small for anything; nothing is written then.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from torch import eye
+        >>> from tntune.checkpoint.lora_writer import LoraEntry, write_lora
+        >>> with TemporaryDirectory() as parent:
+        ...     lora = Path(parent) / "lora"
+        ...     write_lora(lora, [LoraEntry("fc", eye(4, 5), eye(4, 4))], base_config={})
+        ...     report = sweep_lora(lora, Path(parent) / "sweep", [0.25, 0.5])
+        ...     sorted(path.name for path in (Path(parent) / "sweep").iterdir())
+        ['0.25', '0.5', 'sweep.json']
+        >>> [point.written.params for point in report.points]
+        [18, 9]
+    """
+    settings = _settings(shares, method, dtype)
+    _check_folder(source, Path(output), overwrite=overwrite)
+    folder = open_lora(source, carry=carry)
+    contest = Contest(Layers.load(folder, dtype), task, progress or _silent)
+    for own in settings.values():
+        contest.check(own.target.budget(folder.params) or 0)
+    Path(output).mkdir(exist_ok=True)
+    points = tuple(
+        _point(contest, folder, Path(output) / f"{share:g}", own, overwrite=overwrite)
+        for share, own in settings.items()
+    )
+    report = SweepReport(str(folder.path), str(output), contest.norm.name, _lora(folder, task), points)
+    write_json(Path(output) / SWEEP_NAME, report.to_json())
+    return report
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    return None
+
+
+def _settings(
+    shares: Sequence[float], method: str, dtype: torch.dtype | None
+) -> dict[float, ConversionSettings]:
+    """What each budget's conversion aims at, the largest first."""
+    if method == "tensorguide":
+        raise SpecError("a sweep converts whole adapters: its methods are auto, joint and svd")
+    names = [f"{share:g}" for share in shares]
+    if not names or len(set(names)) < len(names):
+        raise SpecError(f"a sweep needs shares of the parameters, each once, not {list(shares)}")
+    return {
+        share: ConversionSettings(Target(params=share), method, dtype=dtype)
+        for share in sorted(shares, reverse=True)
+    }
+
+
+def _check_folder(source: str | os.PathLike[str], output: Path, *, overwrite: bool) -> None:
+    check_output(source, output, overwrite=overwrite)
+    if output.exists() and not (output / SWEEP_NAME).is_file():
+        raise OutputError(f"{output}: holds no {SWEEP_NAME}, so it is no sweep and is not replaced")
+
+
+def _point(
+    contest: Contest, folder: LoraFolder, output: Path, settings: ConversionSettings, *, overwrite: bool
+) -> SweepPoint:
+    report = write_best(contest, folder, output, settings, overwrite=overwrite)
+    written = next(each for each in report.candidates if each.name == report.chosen)
+    baselines = contest.baselines(settings.target.budget(folder.params) or 0)
+    share = settings.target.params or 0.0
+    return SweepPoint(share, report, written, tuple(each.report for each in baselines))
+
+
+def _lora(folder: LoraFolder, task: Task | None) -> CandidateReport:
+    """The LoRA in its own table."""
+    size = sum(site.params * site.dtype.itemsize for site in folder.sites)
+    score = task.score.before if task and task.score else None
+    error = 0.0 if task else None
+    judged = 0.0 if task and task.divergence else None
+    return CandidateReport("lora", folder.params, 0.0, error, judged, size, score)

@@ -1,0 +1,66 @@
+"""Replacement: adapted layers that compute something else with the same factors."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from tntune.adapters.adapt import adapted_layers
+from tntune.adapters.linear import AdaptedLinear
+from tntune.errors import TargetError, UnsupportedError
+from tntune.maps.site import Site
+
+__all__ = ["UnstoredSite", "replace_layers"]
+
+
+@dataclass(frozen=True)
+class UnstoredSite(Site):
+    """A site whose layer is more than a given base and a map: it has no place in an adapter folder.
+
+    Example:
+        >>> from tntune.maps.lora import LoRA
+        >>> UnstoredSite(LoRA(4, 3, 2)).scale
+        1.0
+    """
+
+    def to_json(self) -> dict[str, object]:
+        """Refuse.
+
+        Raises:
+            UnsupportedError: Always; an adapter folder would drop a part of the function.
+        """
+        raise UnsupportedError(
+            "an adapter folder holds maps alone, and this layer is more than its first base and a map: save "
+            "the model's state_dict, or merge it and save the weights"
+        )
+
+
+def replace_layers(model: nn.Module, make: Callable[[AdaptedLinear], AdaptedLinear]) -> nn.Module:
+    """Put ``make(layer)`` in place of every adapted layer, wherever the model holds it.
+
+    Nothing is changed where one of them cannot be made.
+
+    Raises:
+        TargetError: Where there are no adapted layers, or the model itself is one.
+        UnsupportedError: Where a layer is merged, or computes something else already.
+
+    Example:
+        >>> from tntune.adapters.adapt import adapt
+        >>> from tntune.adapters.spec import AdapterSpec
+        >>> model = adapt(nn.Sequential(nn.Linear(4, 3)), AdapterSpec())
+        >>> replace_layers(model, lambda layer: layer) is model
+        True
+    """
+    layers = dict(adapted_layers(model))
+    if "" in layers:
+        raise TargetError("the model itself is an adapted layer; put it into a container")
+    for name, layer in layers.items():
+        if layer.merged:
+            raise UnsupportedError(f"{name}: is merged; unmerge the model first")
+        if type(layer) is not AdaptedLinear:
+            raise UnsupportedError(f"{name}: is a {type(layer).__name__} already; plug-ins do not stack")
+    made = {layer: make(layer) for layer in layers.values()}
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if isinstance(module, AdaptedLinear) and module in made:
+            model.set_submodule(name, made[module].train(module.training))
+    return model
