@@ -1,23 +1,25 @@
-"""What does a training step, a forward and a decoded token cost beside PEFT's LoRA of the same width?
+"""What does a training step, a forward and a decoded token cost beside PEFT's own methods of the same width?
 
     python benchmarks/peft_step.py                    # a GPT-2 of half the small one's depth
-    python benchmarks/peft_step.py --layers 12 --rows 4 --tokens 256
+    python benchmarks/peft_step.py --layers 12 --rows 4 --tokens 256 --rounds 5
 
 Random weights in GPT-2's small shape, all four linear layers of every block adapted. All methods run in turn
 in one process, and every ratio is taken within a round, so that other work on the machine cancels; the
 table has medians over rounds, with the quartiles of the ratio. Memory is the peak of a process of its own.
+The floor is what the products of the frozen model take at the measured peaks of the machine.
 """
 
 import argparse
 import resource
 import subprocess
 import sys
-import time
 from collections.abc import Callable
-from statistics import median, quantiles
+from statistics import median
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from common.machine import Machine
+from common.turns import duration, head, in_turn, ratio, row, wall_seconds
+from peft import LoraConfig, PeftConfig, PeftModel, VeraConfig, get_peft_model
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -25,12 +27,16 @@ from tntune.peft import SharedTensorGuideConfig, TensorGuideConfig
 
 TARGETS = ["c_attn", "attn.c_proj", "c_fc", "mlp.c_proj"]
 METHODS = ("LoRA", "TensorGuide", "TensorGuide, shared")
+VERA = "VeRA"
+"""The other low-rank method of PEFT that takes GPT-2's transposed layers; LoHa and LoKr do not."""
 
 
 def config(method: str, width: int) -> PeftConfig:
     """The same targets and width for all."""
     if method == "LoRA":
         return LoraConfig(r=width, target_modules=TARGETS, fan_in_fan_out=True)
+    if method == VERA:
+        return VeraConfig(r=width, target_modules=TARGETS, fan_in_fan_out=True)
     kind = TensorGuideConfig if method == "TensorGuide" else SharedTensorGuideConfig
     return kind(r=width, target_modules=TARGETS)
 
@@ -87,28 +93,24 @@ def peak(method: str) -> float:
 
 
 def compare(
-    what: str, make: Callable[[PeftModel, Tensor], Callable[[], None]], options: argparse.Namespace
+    what: str,
+    make: Callable[[PeftModel, Tensor], Callable[[], None]],
+    options: argparse.Namespace,
+    methods: tuple[str, ...],
+    floor: float,
 ) -> None:
     """One row for each method."""
     ids = torch.randint(0, 50257, (options.rows, options.tokens), generator=torch.Generator().manual_seed(0))
-    runs = [make(model(method, options), ids) for method in METHODS]
-    for run in runs:
-        run()
-    rounds = [[seconds(run) for run in runs] for _ in range(options.rounds)]
-    for i, method in enumerate(METHODS):
-        ratios = [times[i] / times[0] for times in rounds]
-        low, _, high = quantiles(ratios, n=4)
-        own = median(times[i] for times in rounds)
-        print(
-            f"| {what} | {method} | {own * 1e3:.0f} ms | {median(ratios):.3f} | {low:.3f} to {high:.3f} |",
-            flush=True,
-        )
+    runs = {method: make(model(method, options), ids) for method in methods}
+    times = in_turn(runs, options.rounds, clock=wall_seconds)
+    for method in methods:
+        over, quartiles = ratio(times, method, "LoRA")
+        row(what, method, duration(median(times[method])), duration(floor), f"{over:.3f}", quartiles)
 
 
-def seconds(run: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
+def multiplications(options: argparse.Namespace) -> int:
+    """Entries of the frozen matrices that every token meets: twelve squares a block, and the head."""
+    return options.size * (12 * options.layers * options.size + 50257)
 
 
 def main() -> None:
@@ -128,13 +130,19 @@ def main() -> None:
             run()
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
         return
-    print("| what | method | time | times LoRA's | quartiles |\n|---|---|---|---|---|")
-    compare("training step", train_step, options)
-    compare("forward", forward, options)
-    compare("16 tokens decoded", decode, options)
+    machine, entries = Machine.measured(), multiplications(options)
+    flops = 2 * entries * options.rows * options.tokens
+    head("what", "method", "time", "floor", "times LoRA's", "quartiles")
+    compare("training step", train_step, options, (*METHODS, VERA), machine.floor(2 * flops, 2 * entries))
+    compare("forward", forward, options, METHODS, machine.floor(flops, entries))
+    decoded = 16 * machine.floor(2 * entries, entries)
+    compare("16 tokens decoded", decode, options, METHODS, decoded)
     peaks = {method: peak(method) for method in METHODS}
     for method, found in peaks.items():
-        print(f"| peak memory | {method} | {found:.0f} MB | {found / peaks['LoRA']:.3f} | |")
+        row("peak memory", method, f"{found:.0f} MB", "", f"{found / peaks['LoRA']:.3f}", "")
+    print(
+        f"\n{options.layers} blocks of {options.size}, {options.rows} x {options.tokens} tokens; {machine}."
+    )
 
 
 if __name__ == "__main__":

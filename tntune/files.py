@@ -4,8 +4,9 @@ import json
 import math
 import os
 import shutil
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -17,6 +18,7 @@ __all__ = [
     "CONFIG_NAME",
     "MAX_JSON_BYTES",
     "Json",
+    "new_file",
     "new_folder",
     "read_json",
     "write_json",
@@ -60,7 +62,7 @@ def new_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iter
         ...     read_json(Path(parent) / "adapter" / "adapter_config.json")
         {'r': 8}
     """
-    target = Path(os.path.abspath(path))
+    target = _absolute(path)
     _check_target(target, overwrite)
     draft = _sibling(target, "partial")
     try:
@@ -73,6 +75,47 @@ def new_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iter
         raise OutputError(f"{target}: cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+@contextmanager
+def new_file(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
+    """All or nothing: ``path`` becomes what was written to the yielded file, or stays as it was.
+
+    The yielded name is a hidden sibling of ``path``, moved onto it in one step when the block ends. Any
+    exception removes it; a killed process leaves ``path`` alone and at most that sibling behind.
+
+    Args:
+        path: The file to make; its folder must exist.
+        overwrite: Whether a file that is there may be replaced.
+
+    Yields:
+        The name to write to.
+
+    Raises:
+        OutputError: Where ``path`` exists and may not be replaced, or the disk refuses; nothing was changed.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     with new_file(Path(folder) / "card.md") as draft:
+        ...         write_text(draft, "# Card")
+        ...     (Path(folder) / "card.md").read_text()
+        '# Card'
+    """
+    target = _absolute(path)
+    if target.exists() and not overwrite:
+        raise OutputError(f"{path}: exists already; choose another path, or overwrite it (--overwrite)")
+    draft = _sibling(target, "partial")
+    try:
+        yield draft
+        draft.replace(target)
+    except TntuneError:
+        raise
+    except OSError as error:
+        raise OutputError(f"{target}: cannot be written: {error.strerror or error}") from error
+    finally:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
 
 
 def write_json(path: str | os.PathLike[str], value: Json) -> None:
@@ -173,11 +216,25 @@ class _Hooks:
 
 
 def _bounded_bytes(path: Path) -> bytes:
-    """The content of a file, unless it is longer than any configuration."""
-    size = path.stat().st_size
-    if size > MAX_JSON_BYTES:
-        raise CheckpointError(f"{path}: {size} bytes of JSON; at most {MAX_JSON_BYTES} are read")
+    """The content of a file, unless it is longer than any configuration, or a device or a pipe."""
+    status = path.stat()
+    if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+        raise CheckpointError(f"{path}: is no file")
+    if status.st_size > MAX_JSON_BYTES:
+        raise CheckpointError(f"{path}: {status.st_size} bytes of JSON; at most {MAX_JSON_BYTES} are read")
     return path.read_bytes()
+
+
+def _absolute(path: str | os.PathLike[str]) -> Path:
+    """The path from the root on; OutputError where no file system has such a name."""
+    target = Path(os.path.abspath(path))
+    try:
+        target.exists()
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{str(path)!r:.200}: cannot be written: {error}") from error
+    if "\0" in str(target):
+        raise OutputError(f"{str(path)!r:.200}: cannot be written: a name has no NUL")
+    return target
 
 
 def _check_target(target: Path, overwrite: bool) -> None:

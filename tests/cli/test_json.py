@@ -43,6 +43,9 @@ REPORT_KEYS = {
     "divergence",
     "chosen",
     "candidates",
+    "distillation",
+    "score_before",
+    "score_after",
 }
 SHAPE_KEYS = {
     "name",
@@ -167,7 +170,19 @@ def test_export(lora: Path, tmp_path: Path) -> None:
     assert ran.json["dtypes"] == ["torch.bfloat16"]
 
 
-PLAN_KEYS = {"params", "lora_params", "layer_params", "flops", "peak_entries", "advice", "site", "steps"}
+PLAN_KEYS = {
+    "params",
+    "lora_params",
+    "layer_params",
+    "flops",
+    "peak_entries",
+    "applied",
+    "advice",
+    "site",
+} | {
+    "steps",
+    "plans",
+}
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.support.maps import DTYPES, EVERY, tensors_of, with_full_ranks
+from tests.support.own_map import own_map
 from tests.support.tolerance import close
 from tntune.errors import ModeError
 from tntune.maps import DeltaMap, Factors, WeightMap, decode_map, encode
@@ -16,8 +17,9 @@ from tntune.maps import DeltaMap, Factors, WeightMap, decode_map, encode
 QUICK = ("lora", "tt_lora fixed", "concat mean", "joined unequal primes", "tenslora Att_QKV_Depth", "metatt")
 """Maps of every kind that also compile in the quick run; the others compile under `-m slow`."""
 
-ALL = pytest.mark.parametrize("map", EVERY.values(), ids=EVERY)
-ZERO = {name: map for name, map in EVERY.items() if map.start == "zero"}
+ROWS = {**EVERY, "own map": own_map()}
+ALL = pytest.mark.parametrize("map", ROWS.values(), ids=ROWS)
+ZERO = {name: map for name, map in ROWS.items() if map.start == "zero"}
 AT_ZERO = pytest.mark.parametrize("map", ZERO.values(), ids=ZERO)
 
 
@@ -110,7 +112,7 @@ def test_jacrev_is_the_jacobian_of_autograd(map: WeightMap) -> None:
 
 
 @pytest.mark.parametrize(
-    "map", [pytest.param(m, id=n, marks=() if n in QUICK else pytest.mark.slow) for n, m in EVERY.items()]
+    "map", [pytest.param(m, id=n, marks=() if n in QUICK else pytest.mark.slow) for n, m in ROWS.items()]
 )
 def test_compiles_into_one_graph(map: WeightMap) -> None:
     torch.compiler.reset()
@@ -210,6 +212,8 @@ def test_zero_start_is_zero_exactly(map: WeightMap, dtype: torch.dtype) -> None:
     turned = map.network.turned if isinstance(map, DeltaMap) else ()
     for site in range(map.sites):
         down_starts_at_zero = bool(turned) and site % map.network.stack_shape[1] in turned
+        if isinstance(map, DeltaMap) and map.network.silent in map.network.down:
+            down_starts_at_zero = not down_starts_at_zero
         assert bool(down[site].any()) is not down_starts_at_zero
         assert bool(up[site].any()) is down_starts_at_zero
 

@@ -1,5 +1,7 @@
 """Parameter counts of the published configurations, from shapes and from tensors."""
 
+import itertools
+
 import pytest
 
 from tntune.maps import (
@@ -23,6 +25,7 @@ from tntune.maps import (
     build_map,
     construction_modes,
 )
+from tntune.maps.budget import count_tensor
 
 CONV1 = 64 * 1 * 7 * 7
 """Weights of the backbone's first convolution, which the published scripts train and count as well."""
@@ -200,3 +203,38 @@ def test_totals_of_maps_of_single_layers() -> None:
     lora = 16 * (LoRA(2048, 2048, 16).num_parameters + LoRA(2048, 512, 16).num_parameters)
     assert (lora, f"{33_920 / lora:.2%}") == (1_703_936, "1.99%")
     assert 12 * LoRA(768, 2304, 4).num_parameters == 147_456  # GPT-2's c_attn
+
+
+# Systems that are no maps of ours: what their published counts are made of.
+
+
+def test_lorettas_bottlenecks() -> None:
+    """LoRETTA_adp: two trains at R = 5 and dense biases, in 24 adapters."""
+    down, up = (
+        LatentTrain((8, 8, 12, 8, 8), (1, 5, 5, 5, 5, 1)),
+        LatentTrain((8, 8, 12, 8, 8), (1, 5, 5, 5, 5, 1)),
+    )
+    assert down.num_entries == up.num_entries == 768 * 64
+    adapter = down.num_parameters + up.num_parameters + 64 + 768
+    assert (adapter, 24 * adapter) == (2_392, 57_408)
+
+
+def test_cara() -> None:
+    """Two CPs with weights, and 6 d biases that all layers share: 2526 R + 4608."""
+    attention = count_tensor({"site": 36, "in": 768, "head": 12, "dh": 64}, (16,), form="cp")
+    others = count_tensor({"site": 108, "in": 768, "out": 768}, (16,), form="cp")
+    assert attention + others + 2 * 16 + 6 * 768 == 45_024
+
+
+def test_quanta() -> None:
+    """One gate for each pair of axes of 768 = 12 x 8 x 8."""
+    assert sum((a * b) ** 2 for a, b in itertools.combinations((12, 8, 8), 2)) == 22_528
+
+
+def test_what_plug_ins_add_to_lora() -> None:
+    """DoRA a magnitude for each output, SoRA a gate for each rank; dynamic DoRA starts at rank 12 for 8."""
+    assert QV.sites * (LoRA(768, 768, 8).num_parameters + 768) == 313_344
+    linears = 4 * [(768, 768)] + [(768, 3072), (3072, 768)]
+    at = {r: 12 * sum(LoRA(*sizes, r).num_parameters for sizes in linears) for r in (8, 12)}
+    assert at[12] + 12 * len(linears) * 12 == 1_991_520
+    assert (at[8], at[8] + 12 * len(linears) * 8) == (1_327_104, 1_327_680)

@@ -227,6 +227,21 @@ def test_gauge_changes_nothing(name: str) -> None:
 # The start.
 
 
+@pytest.mark.parametrize("name", ["concat random", "joined digits", "joined io", "joined layers"])
+def test_a_zeroed_core_of_a_joint_generator_is_a_dead_start(name: str) -> None:
+    """Both factors come from every core: with one zero, ΔW and all of its gradients are exactly zero."""
+    map = MAPS[name]
+    params, fixed = tensors_of(map)
+    for silenced in params:
+        leaves = {
+            key: (torch.zeros_like(core) if key == silenced else core).clone().requires_grad_()
+            for key, core in params.items()
+        }
+        delta = map.delta(leaves, fixed)
+        found = torch.autograd.grad((delta * torch.ones_like(delta)).sum(), list(leaves.values()))
+        assert not any(bool(gradient.any()) for gradient in (delta, *found))
+
+
 @pytest.mark.parametrize("latent", ["none", "fixed", "resample", "mean"])
 @pytest.mark.parametrize("ranks", [(1, 2, 3, 2, 1), (2, 5, 1, 4, 3)])
 def test_entries_of_the_start_have_the_stated_variance(latent: str, ranks: tuple[int, ...]) -> None:

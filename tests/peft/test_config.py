@@ -86,7 +86,13 @@ def test_what_means_nothing_is_refused(fields: dict[str, Any], message: str) -> 
 
 
 SHARED_REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "method": ({"method": "lora"}, r"only a TensorGuide with named legs is shared"),
+    "method": ({"method": "lora"}, r"method must be one of tensorguide, lotr, .*, not 'lora'"),
+    "one rank": ({"method": "lotr", "ranks": 2}, r"method 'lotr' has one rank, and that is r: not ranks=2"),
+    "stack layout": ({"method": "lotr", "layout": "io w"}, r"method 'lotr' has neither layout nor latent"),
+    "stack heads": (
+        {"method": "lotr", "head_dim": 4},
+        r"method 'lotr' has no mode for heads, but head_dim=4",
+    ),
     "layout": ({"layout": "concat"}, r"only a TensorGuide with named legs is shared"),
     "latent": ({"latent": "resample"}, r"'resample' draws z at every call, .* choose 'fixed' or 'mean'"),
     "sites": ({"sites": {"a": Site(LoRA(4, 3, 2)).to_json()}}, r"has groups, and no sites of its own"),

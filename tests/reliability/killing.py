@@ -2,8 +2,8 @@
 
 A child is forked from a process that has imported all it needs, so a kill costs a tenth of a second. Two
 thirds of the points are Python calls (counted by the profiler, so that every call before, within and after
-the writing can be the last), drawn so that half of them lie in the writing; the rest are moments of the clock,
-which reach into the libraries that write in one call.
+the writing can be the last), drawn so that half of them lie in the writing; the rest are moments of the
+clock, which reach into the libraries that write in one call.
 """
 
 import os
@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
@@ -128,7 +129,9 @@ class _Run:
         assert digest(output) == self.right, "the output of the rerun is another"
         if code == 0:
             return "done before the kill"
-        end = {self.right: "killed: output whole", None: "killed: output absent"}.get(found, "killed: old output")
+        end = {self.right: "killed: output whole", None: "killed: output absent"}.get(
+            found, "killed: old output"
+        )
         return end + (", draft left" if strays else "")
 
     def _age(self, output: Path) -> None:
@@ -155,7 +158,7 @@ def run(cases: int) -> Tally:
             one = _Run(operation, Path(folder))
             for number in range(each):
                 draw = drawn(operation.name, number)
-                tally.attempt(f"{operation.name} {number}", lambda d=draw, n=number: one.kill(d, n))
+                tally.attempt(f"{operation.name} {number}", partial(one.kill, draw, number))
     left = sum(count for end, count in tally.outcomes.items() if end.endswith("draft left"))
     tally.notes.append(
         f"after {left} kills a hidden draft (`.NAME.XXXXXXXX.partial`, or `.old`) stays beside the output; "
@@ -167,8 +170,8 @@ def run(cases: int) -> Tally:
 CAMPAIGNS = (
     Campaign(
         "kills",
-        "convert, round, export, resize, save a calibration, killed (SIGKILL) at a drawn point: input untouched, "
-        "output whole, as before, or absent, a rerun gives the same bytes",
+        "convert, round, export, resize, save a calibration, killed (SIGKILL) at a drawn point: input "
+        "untouched, output whole, as before, or absent, a rerun gives the same bytes",
         run,
         600,
         24,

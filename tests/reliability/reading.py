@@ -51,8 +51,8 @@ Case = Callable[[Random, Path], str]
 """Damages the file of a drawn case below a folder, reads it, and names its right end."""
 
 
-class SlowError(Exception):
-    """A case that was stopped."""
+class SlowError(BaseException):
+    """A case that was stopped; no Exception, which a reader might take for its own."""
 
 
 def read_lora(folder: Path, *, carry: bool = False) -> None:
@@ -328,8 +328,11 @@ def run(name: str, cases: int) -> Tally:
             draw, watch = drawn(name, number), Stopwatch(SECONDS, MEBIBYTES)
 
             def case(draw: Random = draw) -> str:
-                with stopped(SECONDS):
-                    return damage(draw)
+                try:
+                    with stopped(SECONDS):
+                        return damage(draw)
+                except SlowError as error:
+                    raise AssertionError(str(error)) from error
 
             tally.attempt(f"{name} {number}", case)
             if excess := watch.excess():

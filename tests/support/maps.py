@@ -169,7 +169,7 @@ def with_full_ranks(map: WeightMap) -> WeightMap:
     if isinstance(map, TensLoRA):
         modes = map.modes.values()
         return replace(map, ranks=tuple(modes) if map.form == "tucker" else (_cp_rank(modes),))
-    if isinstance(map, LoRTA):
+    if map.kind in ("lorta", "cara"):
         return replace(map, rank=_cp_rank(n for leg, n in map.network.sizes.items() if leg != "width"))
     if isinstance(map, LoTR | FacT | MetaTT | LoRETTA):
         return replace(map, rank=24)  # of any unfolding at these sizes

@@ -4,24 +4,23 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from tntune.checkpoint.tensor_file import write_tensors
 from tntune.errors import (
     CheckpointError,
     DtypeError,
     ModeError,
     NumericalError,
-    OutputError,
     SpecError,
     TargetError,
     TntuneError,
 )
+from tntune.files import new_file
 
 __all__ = ["CALIBRATION_VERSION", "Calibration", "open_calibration", "save_calibration"]
 
@@ -99,6 +98,7 @@ def save_calibration(
 
     Example:
         >>> from tempfile import TemporaryDirectory
+        >>> from pathlib import Path
         >>> made = Calibration({"fc": torch.eye(3)}, {"fc": torch.eye(2)}, {"fc": "fc"}, {"tokens": 9})
         >>> with TemporaryDirectory() as folder:
         ...     save_calibration(Path(folder) / "c.safetensors", made)
@@ -106,27 +106,15 @@ def save_calibration(
         >>> found.notes, torch.equal(found.inputs["fc"], made.inputs["fc"])
         ({'tokens': 9}, True)
     """
-    if Path(path).exists() and not overwrite:
-        raise OutputError(f"{path}: exists already; choose another path, or overwrite it (--overwrite)")
     about = {
         "version": CALIBRATION_VERSION,
         "input_of": dict(calibration.input_of),
         "notes": dict(calibration.notes),
     }
-    tensors = {f"inputs.{name}": _apart(value) for name, value in calibration.inputs.items()}
-    tensors |= {f"outputs.{name}": _apart(value) for name, value in calibration.outputs.items()}
-    draft = Path(path).with_name(f".{Path(path).name}.draft")
-    try:
-        save_file(tensors, draft, metadata={_KEY: json.dumps(about)})
-        draft.replace(path)
-    except (OSError, SafetensorError) as error:
-        draft.unlink(missing_ok=True)
-        raise OutputError(f"{path}: cannot be written: {error}") from error
-
-
-def _apart(value: Tensor) -> Tensor:
-    """The value in memory of its own, which the file format asks for."""
-    return value.detach().clone(memory_format=torch.contiguous_format)
+    tensors = {f"inputs.{name}": value for name, value in calibration.inputs.items()}
+    tensors |= {f"outputs.{name}": value for name, value in calibration.outputs.items()}
+    with new_file(path, overwrite=overwrite) as draft:
+        write_tensors(draft, tensors, metadata={_KEY: json.dumps(about)})
 
 
 def open_calibration(path: str | os.PathLike[str]) -> Calibration:

@@ -101,10 +101,10 @@ class LibraryFolder:
         """Trainable entries that each member alone reads."""
         return {**dict.fromkeys(self.members, 0), **own_params(self.groups.values())}
 
-    def passthrough(self, name: str) -> dict[str, str]:
-        """Key in the file of each tensor that a member carries along, by its key in the member's folder."""
-        start = member_path(name, "")
-        return {key.removeprefix(start): key for key in self.tensors.entries if key.startswith(start)}
+    def carried(self) -> dict[str, Tensor]:
+        """What the members carry along, by ``member/key``."""
+        keys = (key for key in self.tensors.entries if _SEPARATOR in key)
+        return {key: self.tensors.load(key) for key in keys}
 
     def load(self, group: str) -> dict[str, Tensor]:
         """The tensors of one map by their flat names, as stored; finite, else NumericalError."""
@@ -131,7 +131,8 @@ class LibraryFolder:
                 key = group_key(label, flat)
                 cut[key] = (part, flat)
                 entries[key] = TensorInfo(shape, entries[key].dtype)
-        carried = self.passthrough(name)
+        start = member_path(name, "")
+        carried = {key.removeprefix(start): key for key in self.tensors.entries if key.startswith(start)}
 
         def read(key: str) -> Tensor:
             value = self.tensors.load(carried.get(key, key))

@@ -31,8 +31,8 @@ def write_library(
     Args:
         path: The folder to make.
         members: What is known of each adapter, by name.
-        groups: For each name, which has no dot, a group whose modules are ``member/module``, and all tensors
-            of its map by flat name.
+        groups: For each name, without dot and slash, a group whose modules are ``member/module``, and all
+            tensors of its map by flat name.
         passthrough: Other tensors of the members, by ``member/key``, kept untouched.
         metadata: What is worth knowing of the library.
         card: Text of README.md; none is written without.
@@ -81,9 +81,9 @@ def _check_names(
     """Raise unless every module and every carried tensor is a member's, by a name that can be read back."""
     for name in members:
         check_member_name(name)
-    dotted = [name for name in groups if not name or "." in name]
+    dotted = [name for name in groups if not name or "." in name or "/" in name]
     if dotted:
-        raise SpecError(f"{dotted[0]!r}: the name of a group has no dot and is not empty")
+        raise SpecError(f"{dotted[0]!r}: the name of a group has no dot, no slash and is not empty")
     starts = tuple(member_path(name, "") for name in members)
     modules = [module for group, _ in groups.values() for module in group.modules]
     strange = [name for name in (*modules, *passthrough) if not name.startswith(starts)]

@@ -4,19 +4,17 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from secrets import token_hex
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from tntune.checkpoint.lora import LoraSite
 from tntune.checkpoint.lora_file import LoraFile
 from tntune.checkpoint.lora_metadata import metadata_with_widths
 from tntune.checkpoint.lora_writer import LoraEntry
-from tntune.checkpoint.tensor_file import check_values
-from tntune.errors import ModeError, OutputError, SpecError
+from tntune.checkpoint.tensor_file import check_values, write_tensors
+from tntune.errors import ModeError, SpecError
+from tntune.files import new_file
 
 __all__ = ["write_lora_file"]
 
@@ -55,6 +53,7 @@ def write_lora_file(
 
     Example:
         >>> from tempfile import TemporaryDirectory
+        >>> from safetensors.torch import save_file
         >>> from tntune.checkpoint.lora_file import open_lora_file
         >>> tensors = {f"unet.fc.lora_{side}.weight": torch.ones(3, 3) for side in "AB"}
         >>> with TemporaryDirectory() as folder:
@@ -159,21 +158,5 @@ def _factors(entry: LoraEntry, site: LoraSite, like: LoraFile) -> dict[str, Tens
 
 def _save(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str], overwrite: bool) -> None:
     """Write the file beside its place and move it there."""
-    if path.exists() and not overwrite:
-        raise OutputError(f"{path}: exists already; choose another path, or overwrite it (--overwrite)")
-    # Cloned, since safetensors refuses tensors that share storage.
-    content = {
-        key: value.detach().to("cpu").clone(memory_format=torch.contiguous_format)
-        for key, value in tensors.items()
-    }
-    draft = path.with_name(f".{path.name}.{token_hex(4)}.partial")
-    try:
-        draft.touch()
-        usual = draft.stat().st_mode
-        save_file(content, draft, metadata=metadata)
-        draft.chmod(usual)  # safetensors lets the owner alone read
-        draft.replace(path)
-    except (OSError, SafetensorError) as error:
-        raise OutputError(f"{path}: cannot be written: {error}") from error
-    finally:
-        draft.unlink(missing_ok=True)
+    with new_file(path, overwrite=overwrite) as draft:
+        write_tensors(draft, tensors, metadata=metadata)

@@ -1,5 +1,6 @@
 """Tensors on disk: shapes and dtypes at once, values one by one."""
 
+import json
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -154,11 +155,20 @@ def check_values(key: str, value: Tensor) -> None:
         raise NumericalError(f"{key}: has entries that are NaN or infinite")
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], *, metadata: Mapping[str, str] | None = None
+) -> None:
     """Write a safetensors file: ``open_tensors(path.parent).load(key)`` gives ``tensors[key]`` bit for bit.
 
+    The same tensors and metadata give the same bytes.
+
+    Args:
+        path: The file.
+        tensors: By key; copies are written, so they may share storage.
+        metadata: Texts for the header; by default the format that readers look for.
+
     Raises:
-        OutputError: Where the disk refuses.
+        OutputError: Where the disk refuses, or the format has no such dtype.
 
     Example:
         >>> write_tensors(Path("no-such-folder") / TENSORS_NAME, {"z": torch.ones(1)})  # doctest: +ELLIPSIS
@@ -173,10 +183,21 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     try:
         path.touch()
         usual = path.stat().st_mode
-        save_file(content, path, metadata={"format": "pt"})
+        save_file(content, path, metadata=dict(metadata or {"format": "pt"}))
         path.chmod(usual)  # safetensors lets the owner alone read
-    except (OSError, SafetensorError) as error:
+        _sort_metadata(path)
+    except (OSError, SafetensorError, KeyError) as error:  # KeyError: a dtype that the format lacks
         raise OutputError(f"{path}: cannot be written: {error}") from error
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put the texts of a header in order: the library writes them in one that changes from run to run."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        file.seek(8)
+        file.write(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size))
 
 
 def open_safetensors(path: Path) -> TensorFile:

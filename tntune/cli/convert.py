@@ -11,6 +11,7 @@ from tntune.cli.options import (
     Json,
     MaxParams,
     MaxRank,
+    Member,
     Output,
     Overwrite,
     Params,
@@ -23,7 +24,7 @@ from tntune.cli.options import (
 from tntune.cli.task import CalibrationFile, Distill, Model, Train, make_task
 from tntune.convert.convert import convert_lora
 from tntune.convert.encode import DEFAULT_LAYOUTS
-from tntune.convert.export import export_lora
+from tntune.convert.export import export_lora, export_member
 from tntune.convert.report import CandidateReport, ConversionReport
 from tntune.convert.rounding import round_adapter
 from tntune.convert.settings import METHODS, ConversionSettings
@@ -99,9 +100,10 @@ def round_(
 
 
 def export(
-    source: Annotated[Path, typer.Argument(help="TensorGuide folder.")],
+    source: Annotated[Path, typer.Argument(help="TensorGuide folder, or library.")],
     output: Output,
-    to: Annotated[str, typer.Option(help="Format to write: lora.")] = "lora",
+    to: Annotated[str, typer.Option(help="Format to write: lora, or with --member tensorguide.")] = "lora",
+    member: Member = None,
     dtype: StoredDtype = None,
     overwrite: Overwrite = False,
     json: Json = False,
@@ -110,9 +112,12 @@ def export(
 
     Example: tntune export adapter --to lora -o adapter-lora
     """
-    if to != "lora":
-        raise SpecError(f"export writes lora, not {to!r}")
-    report = export_lora(source, output, dtype=parse_dtype(dtype), overwrite=overwrite)
+    if to == "tensorguide" and member is not None and dtype is None:
+        report = export_member(source, output, member=member, overwrite=overwrite)
+    elif to == "lora":
+        report = export_lora(source, output, dtype=parse_dtype(dtype), member=member, overwrite=overwrite)
+    else:
+        raise SpecError(f"export writes lora, and of a --member tensorguide without --dtype, not {to!r}")
     if json:
         emit_json(report.to_json())
         return

@@ -6,27 +6,33 @@ from typing import Annotated, Any
 import typer
 
 from tntune.checkpoint.folder import open_adapter
+from tntune.checkpoint.library import LIBRARY_PEFT_TYPE, LibraryFolder, open_library
 from tntune.checkpoint.lora import LoraFolder
 from tntune.checkpoint.tensorguide import TensorGuideFolder
 from tntune.cli.console import emit, emit_json, note, percent, table
-from tntune.cli.options import Json
+from tntune.cli.options import Json, Member
 from tntune.convert.compare import load_function
-from tntune.maps.member import Member
+from tntune.files import CONFIG_NAME, read_json
+from tntune.maps.member import Member as MemberMap
 
 __all__ = ["inspect"]
 
 
 def inspect(
-    folder: Annotated[Path, typer.Argument(help="LoRA or TensorGuide folder.")],
+    folder: Annotated[Path, typer.Argument(help="LoRA or TensorGuide folder, or library.")],
+    member: Member = None,
     json: Json = False,
 ) -> None:
-    """Show the layers of an adapter: shapes, ranks, parameters, scale, norm of ΔW.
+    """Show the layers of an adapter: shapes, ranks, parameters, scale, norm of ΔW; or a library's members.
 
     The norm of a nonlinear adapter is an estimate from random inputs (see verify).
 
     Example: tntune inspect my-lora
     """
-    opened = open_adapter(folder, carry=True)
+    if member is None and read_json(folder / CONFIG_NAME).get("peft_type") == LIBRARY_PEFT_TYPE:
+        _show_library(open_library(folder), json=json)
+        return
+    opened = open_adapter(folder, carry=True, member=member)
     layers = _lora_layers(opened) if isinstance(opened, LoraFolder) else _guided_layers(opened)
     untrained = [layer["name"] for layer in layers if not layer["norm"]]
     summary = {
@@ -50,6 +56,38 @@ def inspect(
         note(f"{len(untrained)} of {len(layers)} layers have ΔW = 0: they do nothing")
 
 
+def _show_library(library: LibraryFolder, *, json: bool) -> None:
+    """The members of a library, with the errors that were measured when they were written."""
+    own = library.own_params
+    members = [{**each.notes, "name": name, "params": own[name]} for name, each in library.members.items()]
+    summary = {
+        "path": str(library.path),
+        "peft_type": library.config["peft_type"],
+        "base_model": library.config.get("base_model_name_or_path"),
+        "params": library.params,
+        "shared_params": library.params - sum(own.values()),
+        "bytes": library.num_bytes,
+        "members": members,
+    }
+    if json:
+        emit_json(summary)
+        return
+    keys = ("name", "layers", "params_before", "params", "relative_error", "svd_relative_error", "task_error")
+    rows = [tuple(_noted(each.get(key)) for key in keys) for each in members]
+    columns = ("member", "layers", "before", "own parameters", "error", "SVD error", "task norm")
+    table(f"{library.path}: {len(members)} adapters of {summary['base_model']}", columns, rows)
+    totals = [(key, summary[key]) for key in ("params", "shared_params", "bytes")]
+    emit("")
+    table("", ("total", "value"), [(key.replace("_", " "), value) for key, value in totals])
+
+
+def _noted(value: Any) -> int | str:
+    """What a library says of a member, or that it says nothing."""
+    if isinstance(value, int | str):
+        return value
+    return percent(value) if isinstance(value, float) else "-"
+
+
 def _lora_layers(opened: LoraFolder) -> list[dict[str, Any]]:
     return [
         _layer(opened, site.name, (site.out_features, site.in_features))
@@ -62,7 +100,7 @@ def _lora_layers(opened: LoraFolder) -> list[dict[str, Any]]:
 def _guided_layers(opened: TensorGuideFolder) -> list[dict[str, Any]]:
     layers = []
     for name, site in opened.sites.items():
-        map = site.map.whole if isinstance(site.map, Member) else site.map
+        map = site.map.whole if isinstance(site.map, MemberMap) else site.map
         layout = getattr(map, "layout", None)
         layers.append(
             _layer(opened, name, (site.map.out_features, site.map.in_features))

@@ -6,7 +6,20 @@ from typing import Annotated
 
 import typer
 
-from tntune.cli import analyze, calibrate, convert, doctor, inspect, ntk, plan, reproduce, resize, sweep, verify
+from tntune.cli import (
+    analyze,
+    calibrate,
+    collect,
+    convert,
+    doctor,
+    inspect,
+    ntk,
+    plan,
+    reproduce,
+    resize,
+    sweep,
+    verify,
+)
 from tntune.cli.console import emit, note
 from tntune.errors import TntuneError
 
@@ -14,7 +27,7 @@ __all__ = ["app", "run"]
 
 app = typer.Typer(
     name="tntune",
-    help="Tensor networks for LoRA adapters: inspect, plan, convert, round, export, verify, analyze, reproduce.",
+    help="Tensor networks for LoRA adapters: inspect, plan, convert, export, verify, analyze, reproduce.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -26,6 +39,7 @@ app.command("convert")(convert.convert)
 app.command("sweep")(sweep.sweep)
 app.command("round")(convert.round_)
 app.command("export")(convert.export)
+app.command("collect")(collect.collect)
 app.command("resize")(resize.resize)
 app.command("calibrate")(calibrate.calibrate)
 app.command("verify")(verify.verify)
@@ -48,7 +62,7 @@ def _main(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Tensor networks for LoRA adapters: inspect, plan, convert, round, export, verify, analyze, reproduce."""
+    """Tensor networks for LoRA adapters: inspect, plan, convert, export, verify, analyze, reproduce."""
 
 
 def run() -> None:

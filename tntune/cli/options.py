@@ -17,6 +17,7 @@ __all__ = [
     "Json",
     "MaxParams",
     "MaxRank",
+    "Member",
     "Output",
     "Overwrite",
     "OverwritePage",
@@ -40,6 +41,7 @@ Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else there.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
+Member = Annotated[str | None, typer.Option(help="Which adapter of a library; tntune inspect lists them.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write, whole or not at all.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an adapter folder that is there.")]
 Params = Annotated[float | None, typer.Option(help="Share of the parameters to keep, such as 0.5.")]

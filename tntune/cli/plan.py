@@ -39,8 +39,8 @@ def plan(
 ) -> None:
     """Show modes, ranks, parameters and cost of an adapter for one layer, and what is unwise about it.
 
-    Of each contraction it shows the plans that were weighed. The one of least modelled cost is taken, on every
-    machine the same; --measure says how that compares with times here, and changes nothing.
+    Of each contraction it shows the plans that were weighed. The one of least modelled cost is taken, the
+    same on every machine; --measure says how it compares in CPU time here, and changes nothing.
 
     Example: tntune plan --in 4096 --out 4096 --width 16 --rank 16
     """
@@ -87,7 +87,7 @@ def _weighed(contraction: Plan, measure: bool) -> list[dict[str, Any]]:
     ]
     if measure:
         for row, seconds in zip(rows, timed(plans), strict=True):
-            row["microseconds"] = round(1e6 * seconds)
+            row["cpu_microseconds"] = round(1e6 * seconds)
     return rows
 
 
@@ -96,13 +96,13 @@ def _show(plans: list[dict[str, Any]]) -> None:
     heads = [key.replace("_", " ") for key in plans[0]]
     rows = [(*plan.values(), "taken" if i == 0 else "") for i, plan in enumerate(plans)]
     table("", (*heads, ""), rows)
-    if "microseconds" not in plans[0]:
+    if "cpu_microseconds" not in plans[0]:
         return
-    fastest = min(plans, key=lambda plan: plan["microseconds"])
+    fastest = min(plans, key=lambda plan: plan["cpu_microseconds"])
     if fastest is plans[0]:
         emit("The plan that is taken was the fastest here.")
         return
-    ratio = plans[0]["microseconds"] / fastest["microseconds"]
+    ratio = plans[0]["cpu_microseconds"] / max(fastest["cpu_microseconds"], 1)
     emit(f"The plan that is taken took {ratio:.2f} times as long here as {fastest['plan']!r}, the fastest.")
 
 

@@ -9,8 +9,9 @@ from tntune.cli.console import emit_json, note, percent, progress_bar, table
 from tntune.cli.options import Html, Json, Overwrite, Quiet, StoredDtype, parse_dtype
 from tntune.cli.task import CalibrationFile, Distill, Model, Train, make_task
 from tntune.convert.report import CandidateReport
-from tntune.convert.settings import METHODS
+from tntune.convert.settings import METHODS, ConversionSettings
 from tntune.convert.sweep import SweepReport, sweep_lora
+from tntune.convert.target import Target
 from tntune.errors import SpecError
 from tntune.report.page import check_page, write_page
 from tntune.report.plots import check_matplotlib
@@ -58,19 +59,20 @@ def sweep(
     if html is not None:
         check_page(html, overwrite=overwrite)
         check_matplotlib()
-    shares = _shares(params)
+    target_dtype = parse_dtype(dtype)
+    budgets = [
+        ConversionSettings(Target(params=share), method, dtype=target_dtype) for share in _shares(params)
+    ]
     task = make_task(source, calibration, model=model, train=train, distill=distill)
     with progress_bar(not quiet) as progress:
         report = sweep_lora(
             source,
             output,
-            shares,
-            method=method,
-            dtype=parse_dtype(dtype),
-            task=task,
+            budgets,
             overwrite=overwrite,
             carry=carry,
             progress=progress,
+            task=task,
         )
     if html is not None:
         write_page(html, sweep_page(report), overwrite=overwrite)

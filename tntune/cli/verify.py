@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from tntune.cli.console import emit, emit_json, note, percent, table
-from tntune.cli.options import Json
+from tntune.cli.options import Json, Member
 from tntune.convert.compare import compare_adapters
 from tntune.errors import SpecError
 
@@ -16,6 +16,7 @@ __all__ = ["verify"]
 def verify(
     first: Annotated[Path, typer.Argument(help="The reference: a LoRA or TensorGuide folder.")],
     second: Annotated[Path, typer.Argument(help="The folder to compare with it.")],
+    member: Member = None,
     tolerance: Annotated[
         float | None, typer.Option(help="Exit 1 where the total relative error is above this.")
     ] = None,
@@ -27,7 +28,7 @@ def verify(
     """
     if tolerance is not None and not tolerance >= 0:
         raise SpecError(f"--tolerance must be at least 0, not {tolerance}")
-    comparison = compare_adapters(first, second)
+    comparison = compare_adapters(first, second, member=member)
     met = tolerance is None or comparison.relative_error <= tolerance
     if json:
         emit_json({**comparison.to_json(), "tolerance": tolerance, "within_tolerance": met})

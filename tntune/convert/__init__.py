@@ -2,6 +2,8 @@
 
 from tntune.convert.attach import attached
 from tntune.convert.calibrate import calibrate
+from tntune.convert.collection import CollectionSettings, convert_collection
+from tntune.convert.collection_report import CollectionReport, MemberReport
 from tntune.convert.compare import Comparison, LayerComparison, compare_adapters
 from tntune.convert.convert import convert_lora
 from tntune.convert.distill import Distillation, DistillationReport
@@ -13,9 +15,11 @@ from tntune.convert.divergence import (
     model_divergence,
     squared_distance,
 )
-from tntune.convert.export import ExportReport, export_lora
+from tntune.convert.enlarge import enlarge_library
+from tntune.convert.export import ExportReport, export_lora, export_member
 from tntune.convert.gauge import Balanced, balance, delta_distance, delta_norm
 from tntune.convert.lift import lift
+from tntune.convert.memory import conversion_memory, resize_memory
 from tntune.convert.norm import Norm
 from tntune.convert.report import CandidateReport, ConversionReport, LayerReport
 from tntune.convert.resize import resize_lora
@@ -24,12 +28,15 @@ from tntune.convert.resize_settings import ResizeSettings
 from tntune.convert.rounding import round_adapter
 from tntune.convert.score import Score, model_score
 from tntune.convert.settings import ConversionSettings
+from tntune.convert.sweep import SweepPoint, SweepReport, sweep_lora
 from tntune.convert.target import Target
 from tntune.convert.task import Task
 
 __all__ = [
     "Balanced",
     "CandidateReport",
+    "CollectionReport",
+    "CollectionSettings",
     "Comparison",
     "ConversionReport",
     "ConversionSettings",
@@ -40,11 +47,14 @@ __all__ = [
     "ExportReport",
     "LayerComparison",
     "LayerReport",
+    "MemberReport",
     "Norm",
     "ResizeReport",
     "ResizeSettings",
     "ResizedLayer",
     "Score",
+    "SweepPoint",
+    "SweepReport",
     "Target",
     "Task",
     "Teacher",
@@ -52,15 +62,21 @@ __all__ = [
     "balance",
     "calibrate",
     "compare_adapters",
+    "conversion_memory",
+    "convert_collection",
     "convert_lora",
     "delta_distance",
     "delta_norm",
+    "enlarge_library",
     "export_lora",
+    "export_member",
     "kl_divergence",
     "lift",
     "model_divergence",
     "model_score",
     "resize_lora",
+    "resize_memory",
     "round_adapter",
     "squared_distance",
+    "sweep_lora",
 ]

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from tntune.checkpoint.calibration import Calibration
 from tntune.checkpoint.library import check_member_name, member_path
@@ -57,7 +58,9 @@ class Collected:
                 f"calibrations are of {', '.join(sorted(calibrations))}; members are "
                 f"{', '.join(sorted(folders))}: each needs one, or none"
             )
-        balanced, widths, sizes, dtypes = {}, {}, {}, []
+        balanced: dict[str, Balanced] = {}
+        widths: dict[str, int] = {}
+        sizes, dtypes = {}, []
         for name in sorted(folders):
             check_member_name(name)
             own = Layers.load(folders[name], dtype)
@@ -65,10 +68,9 @@ class Collected:
             if not size:
                 raise NumericalError(f"{name}: the task norm does not see any of its layers")
             sizes[name] = size
-            balanced |= {
-                member_path(name, module): _scaled(own.balanced[module], size) for module in own.balanced
-            }
-            widths |= {member_path(name, module): width for module, width in own.widths.items()}
+            for module, each in own.balanced.items():
+                balanced[member_path(name, module)] = _scaled(each, size)
+                widths[member_path(name, module)] = own.widths[module]
             dtypes.append(own.dtype)
         widest = max(dtypes, key=lambda each: torch.finfo(each).bits)
         layers = Layers(balanced, widths, widest)
@@ -140,7 +142,9 @@ def _check_shapes(layers: Layers) -> None:
 
 def _united(calibrations: Mapping[str, Calibration]) -> Calibration:
     """The calibration of all members, by ``member/module``; moments stay shared."""
-    inputs, outputs, input_of = {}, {}, {}
+    inputs: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
+    input_of: dict[str, str] = {}
     for member, own in calibrations.items():
         inputs |= {member_path(member, name): moment for name, moment in own.inputs.items()}
         outputs |= {member_path(member, name): moment for name, moment in own.outputs.items()}

@@ -6,23 +6,20 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from tntune.checkpoint.calibration import Calibration
-from tntune.checkpoint.config import carried
-from tntune.checkpoint.library import LibraryMember, member_path, open_library, own_params
+from tntune.checkpoint.library import open_library, own_params
 from tntune.checkpoint.library_writer import write_library
 from tntune.checkpoint.lora import LoraFolder, open_lora
-from tntune.convert.candidate import Candidate, Piece
-from tntune.convert.collected import Collected, MemberErrors, check_bases, owner
-from tntune.convert.collection_report import CollectionReport, MemberReport
+from tntune.convert.candidate import Candidate
+from tntune.convert.collected import Collected, check_bases
+from tntune.convert.collection_report import CollectionReport
 from tntune.convert.convert import Progress
-from tntune.convert.norm import Norm
+from tntune.convert.member import described, group_name, member_reports, passthrough, sized
 from tntune.convert.output import check_output
 from tntune.convert.search import JointSearch, TruncatedSearch
 from tntune.convert.target import Target
 from tntune.errors import RankError, SpecError
-from tntune.maps.group import Group
 
 __all__ = ["CollectionSettings", "convert_collection"]
 
@@ -99,6 +96,7 @@ def convert_collection(
         OutputError: Where the output cannot be written.
 
     Example:
+        >>> from pathlib import Path
         >>> from tempfile import TemporaryDirectory
         >>> from tntune.checkpoint.lora_writer import LoraEntry, write_lora
         >>> with TemporaryDirectory() as parent:
@@ -161,29 +159,9 @@ def _report(
     settings: CollectionSettings,
     candidates: Mapping[str, Candidate],
 ) -> CollectionReport:
-    plain = {name: collected.errors(each, Norm()) for name, each in candidates.items()}
-    task: dict[str, MemberErrors] = {}
-    if collected.norm.calibration is not None:
-        task = {name: collected.errors(each, collected.norm) for name, each in candidates.items()}
     shared = candidates["shared"]
     own = own_params(group for group, _ in shared.pieces)
     before = sum(folder.params for folder in folders.values())
-    members = tuple(
-        MemberReport(
-            name=name,
-            source=str(folder.path),
-            layers=sum(owner(module) == name for group, _ in shared.pieces for module in group.modules),
-            params_before=folder.params,
-            params_after=own.get(name, 0),
-            relative_error=plain["shared"][name],
-            svd_relative_error=plain.get("svd", {}).get(name),
-            apart_relative_error=plain.get("apart", {}).get(name),
-            task_error=task.get("shared", {}).get(name),
-            svd_task_error=task.get("weighted svd", {}).get(name),
-            apart_task_error=task.get("apart", {}).get(name),
-        )
-        for name, folder in folders.items()
-    )
     return CollectionReport(
         output="",
         settings=settings.to_json(),
@@ -196,7 +174,7 @@ def _report(
         bytes_after=0,
         dtype=str(collected.layers.dtype),
         target_met=shared.params <= (settings.target.budget(before) or 0),
-        members=members,
+        members=member_reports(folders, collected, candidates, own),
     )
 
 
@@ -210,68 +188,12 @@ def _write(
     overwrite: bool,
 ) -> None:
     """The library of a candidate, at the members' own norms."""
-    notes = {own.name: member_notes(own, report.norm) for own in report.members}
     write_library(
         output,
-        {name: LibraryMember(carried(each.config), notes[name]) for name, each in folders.items()},
+        described(folders, report.members, report.norm),
         {group_name(i, piece[0]): sized(piece, collected.sizes) for i, piece in enumerate(candidate.pieces)},
         passthrough=passthrough(folders),
         metadata={"tntune": "collect", "settings": report.settings},
         card=report.card(),
         overwrite=overwrite,
     )
-
-
-def member_notes(report: MemberReport, norm: str) -> dict[str, Any]:
-    """What a library says of a member.
-
-    Example:
-        >>> member_notes(MemberReport("one", "a", 3, 48, 8, 0.3, 0.6, 0.7), "frobenius")["params_before"]
-        48
-    """
-    return {
-        "layers": report.layers,
-        "params_before": report.params_before,
-        "relative_error": report.relative_error,
-        "svd_relative_error": report.svd_relative_error,
-        "task_error": report.task_error,
-        "norm": norm,
-    }
-
-
-def group_name(index: int, group: Group) -> str:
-    """Such as ``0_384x1536``: in by out.
-
-    Example:
-        >>> from tntune.maps.lora import LoRA
-        >>> group_name(0, Group(LoRA(5, 3, 1), ("one/fc",), (1.0,)))
-        '0_5x3'
-    """
-    return f"{index}_{group.map.in_features}x{group.map.out_features}"
-
-
-def sized(piece: Piece, sizes: Mapping[str, float]) -> Piece:
-    """A piece of members of norm 1 with the members' own norms in its scales.
-
-    Example:
-        >>> from tntune.maps.lora import LoRA
-        >>> sized((Group(LoRA(5, 3, 1), ("one/fc",), (1.0,)), {}), {"one": 2.0})[0].scales
-        (2.0,)
-    """
-    group, tensors = piece
-    scales = (scale * sizes[owner(name)] for name, scale in zip(group.modules, group.scales, strict=True))
-    return replace(group, scales=tuple(scales)), tensors
-
-
-def passthrough(folders: Mapping[str, LoraFolder]) -> dict[str, Tensor]:
-    """What the members carry along, by ``member/key``.
-
-    Example:
-        >>> passthrough({})
-        {}
-    """
-    return {
-        member_path(name, key): folder.tensor(key)
-        for name, folder in folders.items()
-        for key in folder.passthrough
-    }

@@ -9,8 +9,8 @@ __all__ = ["CollectionReport", "MemberReport"]
 
 _CARD = """# {name}
 
-A library of {count} adapters of {base}, made by tntune: {before:,} parameters in all before, {after:,} after, of
-which {shared:,} are bases that all members share.
+A library of {count} adapters of {base}, made by tntune: {before:,} parameters in all before, {after:,} after,
+of which {shared:,} are bases that all members share.
 
 | member | parameters before | own after | error | plain SVD | bases of its own |
 |---|---|---|---|---|---|

@@ -104,17 +104,20 @@ class AdapterFunction:
         return activation(self.activation).function(x @ self.factors.down.mT) @ self.factors.up.mT
 
 
-def compare_adapters(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> Comparison:
+def compare_adapters(
+    first: str | os.PathLike[str], second: str | os.PathLike[str], *, member: str | None = None
+) -> Comparison:
     """``‖ΔW₁ − ΔW₂‖ / ‖ΔW₁‖`` for each layer and over all, in float64 from what is stored.
 
     Args:
         first: The reference, a LoRA or TensorGuide folder.
         second: What is compared with it.
+        member: Which adapter of the second, where that is a library.
 
     Raises:
         CheckpointError, NumericalError: Where a folder cannot be read.
         ModeError: Where a layer has other sizes in the second.
-        TargetError: Where the two have no layer in common.
+        TargetError: Where the two have no layer in common, or a library no such member.
 
     Example:
         >>> from pathlib import Path
@@ -128,7 +131,7 @@ def compare_adapters(first: str | os.PathLike[str], second: str | os.PathLike[st
         >>> round(comparison.relative_error, 6)
         0.5
     """
-    left, right = open_adapter(first, carry=True), open_adapter(second, carry=True)
+    left, right = open_adapter(first, carry=True), open_adapter(second, carry=True, member=member)
     names = list(dict.fromkeys([*layer_names(left), *layer_names(right)]))
     if not set(layer_names(left)) & set(layer_names(right)):
         raise TargetError(f"{first} and {second} have no adapted layer in common")

@@ -55,7 +55,8 @@ def convert_lora(
         carry: Whether unknown tensors of the source are carried along (see :func:`open_lora`).
         progress: Called as layers are done.
         task: A calibration, in whose norm whole adapters are fitted and weighed against one another, and
-            what judges them; for the methods ``"joint"``, ``"svd"`` and ``"auto"`` and a budget.
+            what judges and distils them; for the methods ``"joint"``, ``"svd"`` and ``"auto"`` and a
+            budget or a tolerance, which is then that of all ΔW together.
 
     Returns:
         The report, with SVD truncation at equal parameters beside every error.

@@ -15,10 +15,10 @@ from tntune.errors import SpecError
 
 __all__ = ["Distillation", "DistillationReport", "distill"]
 
-_RATE = 0.02
+_RATE = 0.004
 _EVERY = 10  # steps between judgements
 _WARM = 5  # steps of rising rate after each new beginning
-_FALL = 0.5  # of the rate where a stretch of steps is taken back
+_RISE, _FALL = 1.3, 0.5  # of the rate after a stretch of steps that helped, or was taken back
 _FIRST, _SECOND = 0.9, 0.99  # decay of Adam's moments
 _TINY = 1e-12
 
@@ -31,7 +31,7 @@ class Distillation:
         teacher: The LoRA's predictions on batches to train on, others than those that judge.
         steps: At most so many, one batch each.
         rate: Relative step at first: no entry moves by more than about that share of its tensor's root mean
-            square. Whatever it is, it is lowered until the held-out divergence falls.
+            square. It rises while the held-out divergence falls, and is halved where it does not.
         seed: Of the order of the batches.
 
     Raises:
@@ -39,7 +39,7 @@ class Distillation:
 
     Example:
         >>> Distillation.__dataclass_fields__["rate"].default
-        0.02
+        0.004
     """
 
     teacher: Teacher
@@ -62,7 +62,7 @@ class DistillationReport:
         steps: Steps taken.
         best_step: The step whose tensors were kept; 0 where none was better than the start.
         rate: Relative rate at first.
-        last_rate: The same at the end, before its planned decay: lower where steps were taken back.
+        last_rate: The same at the end, without the cosine.
         seconds: Time taken.
         before: Held-out divergence at the start.
         after: That of the tensors that were kept; never more.
@@ -122,6 +122,7 @@ def distill(
             found = judge(training.result().factors())
             if found < least:
                 best, best_step, least = training.state(), step, found
+                rate *= _RISE
             else:
                 training.restart(best)
                 rate *= _FALL
@@ -170,6 +171,8 @@ class _Training:
             value for _, own in self.student.pieces for value in own.values() if value.requires_grad
         ]
         self.scales = [float(leaf.detach().square().mean().sqrt()) for leaf in self.leaves]
+        self.squares = [torch.zeros_like(leaf) for leaf in self.leaves]
+        self.steps = 0
         self.restart(self.state())
 
     def state(self) -> list[Tensor]:
@@ -177,26 +180,26 @@ class _Training:
         return [leaf.detach().clone() for leaf in self.leaves]
 
     def restart(self, state: Sequence[Tensor]) -> None:
-        """Go on from a state, with moments that know nothing."""
+        """Go on from a state, without momentum."""
         with torch.no_grad():
             for leaf, value in zip(self.leaves, state, strict=True):
                 leaf.copy_(value)
-        self.moments = [(torch.zeros_like(leaf), torch.zeros_like(leaf)) for leaf in self.leaves]
+        self.means = [torch.zeros_like(leaf) for leaf in self.leaves]
         self.age = 0
 
     def step(self, loss: Tensor, rate: float) -> None:
         """One step of Adam, relative to each leaf's size."""
-        gradients = torch.autograd.grad(loss, self.leaves, materialize_grads=True, allow_unused=True)
-        self.age += 1
-        rate *= min(1.0, self.age / _WARM)
+        gradients = torch.autograd.grad(loss, self.leaves, allow_unused=True, materialize_grads=True)
+        self.age, self.steps = self.age + 1, self.steps + 1
+        rate *= min(1.0, self.age / _WARM) / (1 - _FIRST**self.age)
+        known = 1 - _SECOND**self.steps
         with torch.no_grad():
-            for leaf, gradient, scale, (mean, square) in zip(
-                self.leaves, gradients, self.scales, self.moments, strict=True
+            for leaf, gradient, scale, mean, square in zip(
+                self.leaves, gradients, self.scales, self.means, self.squares, strict=True
             ):
                 mean.lerp_(gradient, 1 - _FIRST)
                 square.lerp_(gradient.square(), 1 - _SECOND)
-                root = (square / (1 - _SECOND**self.age)).sqrt() + _TINY
-                leaf -= rate * scale / (1 - _FIRST**self.age) * mean / root
+                leaf -= rate * scale * mean / ((square / known).sqrt() + _TINY)
 
     def result(self) -> Candidate:
         """The candidate as stored."""

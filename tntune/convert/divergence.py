@@ -8,7 +8,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from tntune.convert.attach import attached
+from tntune.convert.attach import attached, modules_of
 from tntune.convert.calibrate import lora_factors
 from tntune.convert.prediction import Batch, Predict, predict
 from tntune.errors import SpecError
@@ -47,7 +47,7 @@ def squared_distance(right: Tensor, other: Tensor) -> Tensor:
 class Teacher:
     """A model with its LoRA, whose predictions on some batches another adapter is to make.
 
-    They are made once and kept: a row for each prediction.
+    They are made when a batch is first used, and kept: memory is a row of logits for each prediction.
 
     Args:
         model: The base model, with trained heads in place, in evaluation mode.
@@ -69,7 +69,7 @@ class Teacher:
         ...     write_lora(Path(parent) / "lora", [entry], base_config={})
         ...     teacher = Teacher(nn.Sequential(nn.Linear(5, 3)), [torch.ones(8, 5)], Path(parent) / "lora")
         >>> same = {"0": Factors(torch.ones(2, 5), torch.eye(3, 2))}
-        >>> len(teacher), teacher.divergence(same) == float(teacher.loss(0, same)) < 1e-6
+        >>> len(teacher), teacher.divergence(same) == teacher.loss(0, same).item() < 1e-6
         (1, True)
     """
 
@@ -86,25 +86,35 @@ class Teacher:
         self.batches = list(batches)
         if not self.batches:
             raise SpecError("there is no batch to compare predictions on")
-        with torch.no_grad(), attached(model, lora_factors(source)):
-            self.right = [predict(model, batch) for batch in self.batches]
+        self.lora = lora_factors(source)
+        modules_of(model, self.lora)
+        self._right: dict[int, Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def loss(self, index: int, factors: Mapping[str, Factors]) -> Tensor:
         """Mean distance over the predictions of one batch, differentiable in the factors."""
+        right = self._predictions(index)
         with attached(self.model, factors):
-            return self._distances(index).mean()
+            return self.distance(right, self.predict(self.model, self.batches[index])).mean()
 
     def divergence(self, factors: Mapping[str, Factors]) -> float:
         """Mean distance over all predictions."""
+        rights = [self._predictions(index) for index in range(len(self))]
         with torch.no_grad(), attached(self.model, factors):
-            found = [float(self._distances(index).double().sum()) for index in range(len(self))]
-        return math.fsum(found) / sum(len(rows) for rows in self.right)
+            found = [
+                float(self.distance(right, self.predict(self.model, batch)).double().sum())
+                for right, batch in zip(rights, self.batches, strict=True)
+            ]
+        return math.fsum(found) / sum(len(right) for right in rights)
 
-    def _distances(self, index: int) -> Tensor:
-        return self.distance(self.right[index], self.predict(self.model, self.batches[index]))
+    def _predictions(self, index: int) -> Tensor:
+        """What the model says on a batch with its LoRA."""
+        if index not in self._right:
+            with torch.no_grad(), attached(self.model, self.lora):
+                self._right[index] = self.predict(self.model, self.batches[index])
+        return self._right[index]
 
 
 def model_divergence(

@@ -1,9 +1,8 @@
 """enlarge_library: new members on the bases that a library has."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,36 +10,25 @@ from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
 from tntune.checkpoint.calibration import Calibration
-from tntune.checkpoint.config import carried
-from tntune.checkpoint.library import LibraryFolder, LibraryMember, open_library, own_params
+from tntune.checkpoint.library import LibraryFolder, open_library, own_params
 from tntune.checkpoint.library_writer import write_library
 from tntune.checkpoint.lora import LoraFolder, open_lora
 from tntune.convert.candidate import Candidate, Layers, Piece, joint_piece, truncated_piece
 from tntune.convert.collected import Collected, check_bases
-from tntune.convert.collection import group_name, passthrough, sized, write_notes
-from tntune.convert.collection_report import MemberReport, member_reports
+from tntune.convert.collection_report import MemberReport
 from tntune.convert.form import Form
 from tntune.convert.joint import best_coefficients
 from tntune.convert.joint_train import JOINT_LAYOUT, JointTrain
+from tntune.convert.member import described, group_name, member_reports, passthrough, sized
 from tntune.convert.norm import LayerNorm
 from tntune.convert.output import check_output
 from tntune.convert.search import TruncatedSearch
 from tntune.errors import SpecError
-from tntune.maps.base import Factors
 from tntune.maps.group import Group
 from tntune.maps.layout import Joined
 from tntune.maps.tensorguide import TensorGuide
 
 __all__ = ["enlarge_library"]
-
-
-class _Base(NamedTuple):
-    """A train of a library: its name there, its group and tensors, and the bases in float64."""
-
-    label: str
-    group: Group
-    tensors: dict[str, Tensor]
-    train: JointTrain
 
 
 def enlarge_library(
@@ -97,21 +85,111 @@ def enlarge_library(
     old = open_library(library)
     folders = {name: open_lora(sources[name]) for name in sorted(sources)}
     _check_members(old, folders, mixed_bases)
-    bases = dict(_bases(old))
     collected = Collected.load(folders, calibrations or {}, _dtype(old))
-    pieces = dict(_pieces(collected, bases, len(old.groups)))
-    added = Candidate("added", tuple(pieces.values()))
-    own = own_params(group for group, _ in _grown(bases, pieces, collected).values())
-    candidates = {"shared": added}
-    for other in TruncatedSearch(collected.layers, collected.norm).candidates(sum(own.values())):
+    pieces = dict(_pieces(collected, old))
+    groups = {name: (group, old.load(name)) for name, group in old.groups.items()}
+    for name, piece in pieces.items():
+        new = sized(piece, collected.sizes)
+        groups[name] = _grown(groups[name], new) if name in groups else new
+    own = own_params(group for group, _ in groups.values())
+    candidates = {"shared": Candidate("added", tuple(pieces.values()))}
+    spent = sum(own[name] for name in folders)
+    for other in TruncatedSearch(collected.layers, collected.norm).candidates(spent):
         candidates.setdefault(other.name, other)
     reports = member_reports(folders, collected, candidates, own)
     write_library(
         output,
-        {**old.members, **write_notes(folders, reports, collected.norm.name)},
-        {**{name: (group, old.load(name)) for name, group in old.groups.items()}, **grown},
-        passthrough={**_carried(old), **passthrough(folders)},
+        {**old.members, **described(folders, reports, collected.norm.name)},
+        groups,
+        passthrough={**old.carried(), **passthrough(folders)},
         metadata=old.config.get("metadata"),
         overwrite=overwrite,
     )
     return reports
+
+
+def _check_members(old: LibraryFolder, folders: Mapping[str, LoraFolder], mixed_bases: bool) -> None:
+    """Raise where a name is taken or a base model is another."""
+    taken = sorted(folders.keys() & old.members.keys())
+    if taken:
+        raise SpecError(f"{old.path}: has a member {taken[0]!r} already; name the new one otherwise")
+    if not mixed_bases:
+        new = {name: folder.config.get("base_model_name_or_path") for name, folder in folders.items()}
+        check_bases({"the library": old.config.get("base_model_name_or_path"), **new})
+
+
+def _dtype(old: LibraryFolder) -> torch.dtype:
+    """The dtype of a library's first map."""
+    return next(iter(old.load(next(iter(old.groups))).values())).dtype
+
+
+def _pieces(collected: Collected, old: LibraryFolder) -> Iterator[tuple[str, Piece]]:
+    """The new layers: by the name of the group whose bases they use, or whole by a new name."""
+    layers, norms = collected.layers, collected.layers.norms(collected.norm)
+    bases = {_shape(group): name for name, group in old.groups.items() if _is_shared(group)}
+    count = len(old.groups)
+    for names in layers.groups():
+        label = bases.get(layers.shape(names[0]))
+        if label is not None:
+            train = _train(old.groups[label], old.load(label))
+            yield label, joint_piece(layers, names, _coefficients(train, layers, names, norms))
+            continue
+        for name in names:
+            piece = truncated_piece(layers, name, layers.balanced[name], len(layers.balanced[name].values))
+            yield group_name(count, piece[0]), piece
+            count += 1
+
+
+def _is_shared(group: Group) -> bool:
+    return isinstance(group.map, TensorGuide) and getattr(group.map.layout, "pattern", "") == JOINT_LAYOUT
+
+
+def _shape(group: Group) -> tuple[int, int]:
+    return group.map.out_features, group.map.in_features
+
+
+def _train(group: Group, tensors: Mapping[str, Tensor]) -> JointTrain:
+    """The train of a group, in float64."""
+    first, second = (tensors[name].double() for name in group.map.param_shapes)
+    return JointTrain.of_cores(first, second, inside=group.map.in_features, layers=group.map.sites)
+
+
+def _coefficients(
+    train: JointTrain, layers: Layers, names: tuple[str, ...], norms: Mapping[str, LayerNorm]
+) -> JointTrain:
+    """The train's bases with the best coefficients of these layers, as wide as those it had."""
+    own = [layers.factors(name) for name in names]
+    sides = (
+        _seen(train.inputs, [each.down for each in own], [norms[name].inputs for name in names]),
+        _seen(train.outputs, [each.up.mT for each in own], [norms[name].outputs for name in names]),
+    )
+    width = train.down.shape[2]
+    down, up, _ = best_coefficients(*sides, width)
+    missing = (0, width - down.shape[2])
+    return JointTrain(train.inputs, train.outputs, pad(down, missing), pad(up, missing))
+
+
+def _seen(basis: Tensor, rows: Sequence[Tensor], forms: Sequence[Form]) -> tuple[Tensor, Tensor]:
+    """Each form on a basis, and each layer's rows' products with it."""
+    applied = [form.apply(basis) for form in forms]
+    seen = [each @ own for each, own in zip(rows, applied, strict=True)]
+    return torch.stack([basis.mT @ own for own in applied]), pad_sequence(seen, batch_first=True)
+
+
+def _grown(old: Piece, new: Piece) -> Piece:
+    """One group of the modules of both, on the same bases."""
+    (group, tensors), (added, coefficients) = old, new
+    assert isinstance(group.map, TensorGuide)
+    assert isinstance(group.map.layout, Joined)
+    first, second = group.map.param_shapes
+    features, count, sides, width = group.map.layout.sizes
+    layout = replace(group.map.layout, sizes=(features, count + added.map.sites, sides, width))
+    rank = tensors[second].shape[0]
+    parts = [each[second].reshape(rank, -1, sides * width) for each in (tensors, coefficients)]
+    grown = Group(
+        replace(group.map, layout=layout),
+        (*group.modules, *added.modules),
+        (*group.scales, *added.scales),
+        group.activation,
+    )
+    return grown, {first: tensors[first], second: torch.cat(parts, dim=1).reshape(rank, -1, 1)}

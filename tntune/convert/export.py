@@ -1,4 +1,4 @@
-"""export_lora: any linear adapter folder as a plain LoRA, without an SVD."""
+"""Exports: any linear adapter as a plain LoRA, without an SVD, and one member of a library alone."""
 
 import os
 from collections.abc import Iterator
@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 
+from tntune.checkpoint.library import open_library
 from tntune.checkpoint.lora_writer import LoraEntry, write_lora
 from tntune.checkpoint.tensor_file import TENSORS_NAME
 from tntune.checkpoint.tensorguide import TensorGuideFolder, open_tensorguide
+from tntune.checkpoint.tensorguide_writer import write_groups
 from tntune.convert.encode import stored
 from tntune.convert.gauge import delta_distance, delta_norm
 from tntune.convert.option import Encoded, factors_of
@@ -20,7 +22,7 @@ from tntune.errors import NumericalError, UnsupportedError
 from tntune.maps.activation import activation
 from tntune.maps.base import Factors
 
-__all__ = ["ExportReport", "export_lora"]
+__all__ = ["ExportReport", "export_lora", "export_member"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ def export_lora(
     output: str | os.PathLike[str],
     *,
     dtype: torch.dtype | None = None,
+    member: str | None = None,
     overwrite: bool = False,
 ) -> ExportReport:
     """Write ``output``, a LoRA folder with the same ΔW, which stock PEFT loads with tntune uninstalled.
@@ -73,14 +76,16 @@ def export_lora(
     rounded once.
 
     Args:
-        source: TensorGuide folder.
+        source: TensorGuide folder, or library.
         output: LoRA folder to write; whole or not at all.
         dtype: Dtype of the factors; by default that of each layer's params.
+        member: Which adapter of a library.
         overwrite: Whether an existing adapter folder may be replaced.
 
     Raises:
         UnsupportedError: Where an activation is not linear: no LoRA computes that function.
         CheckpointError, NumericalError: Where the source cannot be read.
+        TargetError: Where the library has no such member.
         OutputError: Where the output cannot be written.
 
     Example:
@@ -97,7 +102,7 @@ def export_lora(
         (1, 2, True)
     """
     check_output(source, output, overwrite=overwrite)
-    folder = open_tensorguide(source, carry=True)
+    folder = open_tensorguide(source, carry=True) if member is None else open_library(source).member(member)
     bytes_before = folder.num_bytes
     _check_linear(folder)
     exact = dict(_factors(folder))
@@ -121,6 +126,68 @@ def export_lora(
         bytes_after=(Path(output) / TENSORS_NAME).stat().st_size,
         dtypes=tuple(dict.fromkeys(str(entry.up.dtype) for entry in entries)),
         relative_error=total_error(gaps, (delta_norm(factors) for factors in exact.values())),
+    )
+
+
+def export_member(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    member: str,
+    overwrite: bool = False,
+) -> ExportReport:
+    """Write ``output``, a TensorGuide folder of one member of a library: its tensors bit for bit.
+
+    The bases stay shared over the layers, so it is small, and PEFT with tntune trains and serves it.
+
+    Args:
+        source: Library.
+        output: TensorGuide folder to write; whole or not at all.
+        member: Which adapter.
+        overwrite: Whether an existing adapter folder may be replaced.
+
+    Raises:
+        CheckpointError, NumericalError: Where the source cannot be read.
+        TargetError: Where the library has no such member.
+        OutputError: Where the output cannot be written.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from tntune.checkpoint.library import LibraryMember
+        >>> from tntune.checkpoint.library_writer import write_library
+        >>> from tntune.maps.group import Group
+        >>> from tntune.maps.lora import LoRA
+        >>> tensors = {"lora_down": torch.ones(2, 5), "lora_up": torch.ones(3, 2)}
+        >>> group = Group(LoRA(5, 3, 2), ("one/fc",), (1.0,))
+        >>> with TemporaryDirectory() as parent:
+        ...     library, guide = Path(parent) / "library", Path(parent) / "guide"
+        ...     write_library(library, {"one": LibraryMember({})}, {"5x3": (group, tensors)})
+        ...     report = export_member(library, guide, member="one")
+        ...     list(open_tensorguide(guide).sites)
+        ['fc']
+    """
+    check_output(source, output, overwrite=overwrite)
+    library = open_library(source)
+    folder = library.member(member)
+    write_groups(
+        output,
+        {name: (group, folder.load(group.modules[0])) for name, group in folder.groups.items()},
+        config=folder.config,
+        passthrough={name: folder.tensor(name) for name in folder.passthrough},
+        metadata=folder.metadata,
+        overwrite=overwrite,
+    )
+    return ExportReport(
+        source=str(source),
+        output=str(output),
+        layers=len(folder.sites),
+        rank=max(site.map.width for site in folder.sites.values()),
+        params_before=library.params,
+        params_after=folder.params,
+        bytes_before=library.num_bytes,
+        bytes_after=(Path(output) / TENSORS_NAME).stat().st_size,
+        dtypes=tuple(str(dtype) for dtype in folder.dtypes),
+        relative_error=0.0,
     )
 
 

@@ -22,7 +22,10 @@ def check_output(
         Traceback (most recent call last):
         tntune.errors.OutputError: loras: holds the source loras/mine, which would be lost
     """
-    target, origin = Path(output).resolve(), Path(source).resolve()
+    try:
+        target, origin = Path(output).resolve(), Path(source).resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a name with NUL
+        raise OutputError(f"{output}: is no place to write to: {error}") from error
     if target == origin or origin in target.parents:
         raise OutputError(f"{output}: is the source {source} or inside it; choose another path")
     if target in origin.parents:

@@ -7,15 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from tntune.checkpoint.lora import LoraFolder, open_lora
 from tntune.convert.candidate import Layers
 from tntune.convert.contest import Contest
 from tntune.convert.output import check_output
 from tntune.convert.report import CandidateReport, ConversionReport
 from tntune.convert.settings import ConversionSettings
-from tntune.convert.target import Target
 from tntune.convert.task import Task
 from tntune.convert.whole import write_best
 from tntune.errors import OutputError, SpecError
@@ -101,14 +98,12 @@ class SweepReport:
 def sweep_lora(
     source: str | os.PathLike[str],
     output: str | os.PathLike[str],
-    shares: Sequence[float],
+    budgets: Sequence[ConversionSettings],
     *,
-    method: str = "auto",
-    dtype: torch.dtype | None = None,
-    task: Task | None = None,
     overwrite: bool = False,
     carry: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
+    task: Task | None = None,
 ) -> SweepReport:
     """Write ``output/0.25`` and so on: each is what :func:`convert_lora` makes of that budget, bit for bit.
 
@@ -118,16 +113,15 @@ def sweep_lora(
     Args:
         source: LoRA folder.
         output: Folder to make, with a folder for each budget; they are written one by one, largest first.
-        shares: Shares of the parameters to keep, in (0, 1], each once.
-        method: ``"auto"``, ``"joint"`` or ``"svd"``; for whole adapters, also without a task.
-        dtype: Dtype to store; the source's widest by default.
-        task: What is known of the adapter's use.
+        budgets: Settings of each conversion: shares of the parameters (``Target(params=0.25)``), each once,
+            one dtype, methods that make whole adapters: ``"auto"``, ``"joint"``, ``"svd"``.
         overwrite: Whether folders of an earlier sweep may be replaced.
         carry: Whether unknown tensors of the source are carried along.
         progress: Called as candidates are made.
+        task: What is known of the adapter's use; without it plain Frobenius weighs.
 
     Raises:
-        SpecError: For no share, a share twice or out of range, or another method.
+        SpecError: For no budget, one twice or of another kind, other methods, or two dtypes.
         OutputError: Where the folder exists and may not be replaced, or is no sweep's.
         RankError: Where a budget is too small for anything; nothing is written then.
 
@@ -135,19 +129,21 @@ def sweep_lora(
         >>> from tempfile import TemporaryDirectory
         >>> from torch import eye
         >>> from tntune.checkpoint.lora_writer import LoraEntry, write_lora
+        >>> from tntune.convert.target import Target
         >>> with TemporaryDirectory() as parent:
         ...     lora = Path(parent) / "lora"
         ...     write_lora(lora, [LoraEntry("fc", eye(4, 5), eye(4, 4))], base_config={})
-        ...     report = sweep_lora(lora, Path(parent) / "sweep", [0.25, 0.5])
+        ...     budgets = [ConversionSettings(Target(params=share), "auto") for share in (0.25, 0.5)]
+        ...     report = sweep_lora(lora, Path(parent) / "sweep", budgets)
         ...     sorted(path.name for path in (Path(parent) / "sweep").iterdir())
         ['0.25', '0.5', 'sweep.json']
         >>> [point.written.params for point in report.points]
         [18, 9]
     """
-    settings = _settings(shares, method, dtype)
+    settings = _by_share(budgets)
     _check_folder(source, Path(output), overwrite=overwrite)
     folder = open_lora(source, carry=carry)
-    contest = Contest(Layers.load(folder, dtype), task, progress or _silent)
+    contest = Contest(Layers.load(folder, budgets[0].dtype), task, progress or _silent)
     for own in settings.values():
         contest.check(own.target.budget(folder.params) or 0)
     Path(output).mkdir(exist_ok=True)
@@ -164,19 +160,17 @@ def _silent(stage: str, done: int, total: int) -> None:
     return None
 
 
-def _settings(
-    shares: Sequence[float], method: str, dtype: torch.dtype | None
-) -> dict[float, ConversionSettings]:
-    """What each budget's conversion aims at, the largest first."""
-    if method == "tensorguide":
+def _by_share(budgets: Sequence[ConversionSettings]) -> dict[float, ConversionSettings]:
+    """The settings by share, the largest first."""
+    found = {own.target.params: own for own in budgets if own.target.params is not None}
+    if not found or len({f"{share:g}" for share in found}) < len(budgets):
+        asked = [own.target.to_json() for own in budgets]
+        raise SpecError(f"a sweep needs shares of the parameters, each once, not {asked}")
+    if len({own.dtype for own in budgets}) > 1:
+        raise SpecError("a sweep stores all its adapters in one dtype")
+    if any(own.method == "tensorguide" for own in budgets):
         raise SpecError("a sweep converts whole adapters: its methods are auto, joint and svd")
-    names = [f"{share:g}" for share in shares]
-    if not names or len(set(names)) < len(names):
-        raise SpecError(f"a sweep needs shares of the parameters, each once, not {list(shares)}")
-    return {
-        share: ConversionSettings(Target(params=share), method, dtype=dtype)
-        for share in sorted(shares, reverse=True)
-    }
+    return dict(sorted(found.items(), reverse=True))
 
 
 def _check_folder(source: str | os.PathLike[str], output: Path, *, overwrite: bool) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 __all__ = ["smallest_budget", "verified_budget"]
 
 _STEP = 1.01  # budgets that differ by less are one
-_TRIALS = 4  # candidates that are made to verify a forecast
+_TRIALS = 5  # candidates that are made to verify a forecast
 _NEAR = 0.98  # of the tolerance: near enough
 _MOST = 2.0  # by which a goal is raised at once
 
@@ -54,19 +54,23 @@ def verified_budget(
         >>> verified_budget(lambda budget: 1.5 / budget, lambda budget: 1 / budget, 1, 1000, 0.1) in (10, 11)
         True
     """
-    goal, found, tried = tolerance, None, set[int]()
+    goal, found = tolerance, None
     for _ in range(_TRIALS):
-        budget = smallest_budget(forecast, least, most if found is None else found, goal)
-        if budget in tried:
+        budget = smallest_budget(forecast, least, most, goal)
+        if budget == found:
             break
-        tried.add(budget)
         error = measured(budget)
-        if error <= tolerance:
-            found = budget
-            if error >= _NEAR * tolerance:
-                break
         ratio = min(_MOST, tolerance / error) if error else _MOST
-        goal *= ratio if error <= tolerance else _NEAR * ratio
-    if found is None and most not in tried and measured(most) <= tolerance:
+        if error <= tolerance:
+            found = most = budget
+            goal *= ratio
+        elif budget == most:
+            break
+        else:
+            least = budget + 1
+            goal *= _NEAR * ratio
+        if found is not None and (least >= found or _NEAR * tolerance <= error <= tolerance):
+            break
+    if found is None and budget < most and measured(most) <= tolerance:
         found = most
     return found

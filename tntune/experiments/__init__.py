@@ -4,7 +4,7 @@ The tasks are in modules of their own, which need the ``experiments`` extra; :fu
 """
 
 from tntune.experiments.attach import Attached, attach
-from tntune.experiments.bench import Bench, Trial, conduct, trials
+from tntune.experiments.bench import Bench, conduct, trials
 from tntune.experiments.comparison import Entry, compare_records
 from tntune.experiments.convergence import Correlation, correlations
 from tntune.experiments.experiment import (
@@ -16,14 +16,15 @@ from tntune.experiments.experiment import (
     read_experiment,
 )
 from tntune.experiments.form import Form
-from tntune.experiments.history import History, train
+from tntune.experiments.kernel import start_kernel
 from tntune.experiments.kinds import KINDS, Kind
+from tntune.experiments.loop import History, train
 from tntune.experiments.method import Method
+from tntune.experiments.planes import Planes
 from tntune.experiments.record import Record, Records
 from tntune.experiments.registry import SCALES, TASKS, make_task
 from tntune.experiments.report import write_report
 from tntune.experiments.run import Assignment, Run, perform
-from tntune.experiments.start import start_kernel
 from tntune.experiments.statistics import Interval, detectable, mean_interval, paired_interval, verdict
 from tntune.experiments.task import Data, Split, Task
 from tntune.experiments.training import Training
@@ -45,6 +46,7 @@ __all__ = [
     "Interval",
     "Kind",
     "Method",
+    "Planes",
     "Published",
     "Record",
     "Records",
@@ -53,7 +55,6 @@ __all__ = [
     "Split",
     "Task",
     "Training",
-    "Trial",
     "attach",
     "compare_records",
     "conduct",

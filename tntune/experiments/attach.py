@@ -65,6 +65,12 @@ def attach(
         SpecError: For a budget where no size is to be chosen, or none where one is; or where something else
             of the model trains.
         RankError: Where no size fits the budget.
+
+    Example:
+        >>> from tntune.experiments.planes import Planes
+        >>> task, lora = Planes(), Method.from_table({"label": "LoRA", "kind": "lora"})
+        >>> attach(task, task.model(0), lora, budget=200, generator=torch.Generator().manual_seed(0))
+        Attached(size=3, params={'adapter': 192, 'head': 34})
     """
     if method.is_sized != (budget is not None):
         need = "needs a budget" if method.is_sized else "has its size, and takes no budget"

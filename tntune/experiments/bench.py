@@ -33,6 +33,11 @@ class Bench:
 
     Attributes:
         targets: Sizes of the task's targets.
+
+    Example:
+        >>> from tntune.experiments.planes import Planes
+        >>> Bench(Planes(), Records("nowhere"), device=torch.device("cpu"), report=print).targets
+        {'blocks.0': (16, 16), 'blocks.1': (16, 16)}
     """
 
     def __init__(self, task: Task, records: Records, *, device: torch.device, report: Report) -> None:
@@ -93,6 +98,17 @@ def conduct(
 
     Returns:
         The records that are reported, and in words the contenders that do not fit a budget.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from tntune.experiments.experiment import find_experiments
+        >>> from tntune.experiments.planes import Planes
+        >>> experiment, quiet = find_experiments("planes")[0].only(["lora"]), lambda what, done, total: None
+        >>> with TemporaryDirectory() as folder:
+        ...     bench = Bench(Planes(), Records(folder), device=torch.device("cpu"), report=quiet)
+        ...     records, _ = conduct(experiment, "smoke", bench, seeds=1, report=quiet)
+        >>> [(record.run["budget"], record.params["adapter"]) for record in records]
+        [(192, 192), (384, 384)]
     """
     found, omitted = trials(experiment, scale, bench.targets, seeds=seeds)
     final: list[Record] = []
@@ -121,7 +137,7 @@ def trials(
 
     Example:
         >>> from tntune.experiments.experiment import find_experiments
-        >>> found, _ = trials(find_experiments("quantum-dot")[0], "smoke", {"fc": (512, 2)}, seeds=2)
+        >>> found, _ = trials(find_experiments("planes")[0], "smoke", {"fc": (16, 16)}, seeds=2)
         >>> {trial.seeds for trial in found}
         {2}
     """

@@ -22,6 +22,10 @@ class Entry:
         score: Interval of the test score.
         difference: Interval of the paired difference to the baseline at the same budget, or at its largest
             for a method without one; None for the baseline, and where it has no such budget.
+
+    Example:
+        >>> Entry((), mean_interval([0.9, 0.8]), None).verdict
+        '-'
     """
 
     records: tuple[Record, ...]
@@ -74,6 +78,10 @@ def compare_records(records: Iterable[Record], baseline: str) -> tuple[Entry, ..
 
     Raises:
         SpecError: Where records are of different data, which no comparison can be made of.
+
+    Example:
+        >>> compare_records([], "LoRA")
+        ()
     """
     cells: dict[tuple[str, int | None], list[Record]] = {}
     for record in records:

@@ -123,8 +123,8 @@ class Experiment:
         SpecError: Where names are unknown or twice.
 
     Example:
-        >>> find_experiments("quantum-dot")[0].task
-        'quantum-dot'
+        >>> find_experiments("planes")[0].names >= {"LoRA", "tensorguide-shared"}
+        True
     """
 
     name: str
@@ -182,6 +182,11 @@ def read_experiment(path: Path) -> Experiment:
 
     Raises:
         SpecError: Naming the file, and the key that is missing, unknown or wrong.
+
+    Example:
+        >>> read_experiment(Path("nowhere.toml"))
+        Traceback (most recent call last):
+        tntune.errors.SpecError: nowhere.toml: cannot be read: No such file or directory
     """
     table = read_toml(path)
     text = path.read_text(encoding="utf-8")
@@ -203,8 +208,8 @@ def find_experiments(task: str) -> tuple[Experiment, ...]:
         SpecError: Where there is none.
 
     Example:
-        >>> {experiment.protocol for experiment in find_experiments("quantum-dot")}
-        {'fair'}
+        >>> [experiment.protocol for experiment in find_experiments("planes")]
+        ['fair']
     """
     if task.endswith(".toml"):
         return (read_experiment(Path(task)),)

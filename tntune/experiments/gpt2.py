@@ -89,15 +89,16 @@ def gpt2(config: GPT2Config, generator: torch.Generator) -> GPT2LMHeadModel:
         >>> head is embedding, bool((head == embedding).all())
         (False, True)
 
-    Reference: Radford et al. (2019), section 2.3, for the init.
+    Reference: Radford et al. (2019), section 2.3, for the init; its spread of 0.02 is that of width 768.
     """
     config.tie_word_embeddings = False
     with quiet_random():
         model = GPT2LMHeadModel(config)
+    spread = 0.02 * (768 / config.n_embd) ** 0.5
     for name, weight in model.transformer.named_parameters():
         if weight.ndim == 2:
             depth = (2 * config.n_layer) ** -0.5 if name.endswith("c_proj.weight") else 1.0
-            nn.init.normal_(weight, std=0.02 * depth, generator=generator)
+            nn.init.normal_(weight, std=spread * depth, generator=generator)
     model.lm_head.weight.data.copy_(model.transformer.wte.weight)
     return model
 

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from secrets import token_hex
@@ -40,6 +41,12 @@ class Record:
         kernel: Spectrum of the tangent kernel at the start, of final runs; None where there is none.
         measured: Wall time in seconds, median time of a step, memory: what another machine has otherwise.
         environment: Versions, platform, device and threads.
+
+    Example:
+        >>> from dataclasses import fields
+        >>> made = Record(**dict.fromkeys((f.name for f in fields(Record)), 0) | {"losses": [], "scores": []})
+        >>> Record.from_json(made.to_json()) == made
+        True
     """
 
     key: str
@@ -99,7 +106,10 @@ class Record:
             raise CheckpointError(
                 f"no record: missing keys {sorted(names - set(obj))}, unknown keys {sorted(set(obj) - names)}"
             )
-        curves = {name: [(step, value) for step, value in obj[name]] for name in ("losses", "scores")}
+        try:
+            curves = {name: [(step, value) for step, value in obj[name]] for name in ("losses", "scores")}
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"no record: a curve has points that are no pairs: {error}") from error
         return cls(**{**obj, **curves})
 
 
@@ -143,7 +153,8 @@ class Records:
             write_json(draft, record.to_json())
             draft.replace(path)
         except OSError as error:
-            draft.unlink(missing_ok=True)
+            with suppress(OSError):
+                draft.unlink()
             raise OutputError(f"{path}: cannot be written: {error}") from error
         self._found[record.key] = record
         return path

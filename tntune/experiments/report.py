@@ -49,6 +49,11 @@ def write_report(records: str | os.PathLike[str], out: str | os.PathLike[str]) -
         CheckpointError: Naming a file that is no record.
         OutputError: Where the disk refuses.
         UnsupportedError: Where matplotlib is not installed.
+
+    Example:
+        >>> write_report("nowhere", "report")
+        Traceback (most recent call last):
+        tntune.errors.SpecError: nowhere: no records; tntune reproduce writes them
     """
     experiments = [read_experiment(path) for path in sorted(Path(records).rglob("*.toml"))]
     found = list(Records(records))

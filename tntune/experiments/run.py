@@ -10,11 +10,11 @@ import torch
 
 from tntune.errors import SpecError
 from tntune.experiments.attach import attach, stored_bytes
-from tntune.experiments.history import Progress, stream, train
-from tntune.experiments.machine import environment, moved
+from tntune.experiments.kernel import start_kernel
+from tntune.experiments.loop import Progress, stream, train
+from tntune.experiments.machine import environment, moved, seeded
 from tntune.experiments.method import Method
 from tntune.experiments.record import Record
-from tntune.experiments.start import start_kernel
 from tntune.experiments.task import Task
 from tntune.experiments.training import Training
 
@@ -107,9 +107,18 @@ def perform(run: Run, task: Task, *, device: torch.device, progress: Progress | 
 
     Raises:
         SpecError, RankError: Where the method does not fit the task or the budget.
+
+    Example:
+        >>> from tntune.experiments.planes import Planes
+        >>> lora = Method.from_table({"label": "LoRA", "kind": "lora"})
+        >>> run = Run(Assignment("demo", "planes", "smoke", {}), lora, 200, Training(steps=5), seed=0)
+        >>> record = perform(run, Planes(), device=torch.device("cpu"))
+        >>> record.label, record.params
+        ('LoRA', {'adapter': 192, 'head': 34})
     """
     started = time.perf_counter()
-    model = task.model(stream(run.seed, "model"))
+    with seeded(stream(run.seed, "model"), device):
+        model = task.model(stream(run.seed, "model"))
     generator = torch.Generator().manual_seed(stream(run.seed, "start"))
     attached = attach(task, model, run.method, budget=run.budget, generator=generator)
     model.to(device)

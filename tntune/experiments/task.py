@@ -72,6 +72,11 @@ class Task(ABC):
         extras: Paths of modules that train under every method (a head, a first convolution); may be empty.
         score: Name of the score that chooses; one of those that :meth:`evaluate` returns.
         higher_is_better: Of that score.
+
+    Example:
+        >>> from tntune.experiments.planes import Planes
+        >>> issubclass(Planes, Task), Planes.score
+        (True, 'accuracy')
     """
 
     name: str

@@ -9,7 +9,16 @@ from pathlib import Path
 
 from tntune.errors import CheckpointError
 
-__all__ = ["docstrings", "module_files", "package_files", "part_of", "read_text", "split_texts", "wikitext"]
+__all__ = [
+    "docstrings",
+    "files_of",
+    "module_files",
+    "package_files",
+    "part_of",
+    "read_text",
+    "split_texts",
+    "wikitext",
+]
 
 _SKIPPED = {"ensurepip", "idlelib", "lib2to3", "pip", "site-packages", "test", "tests", "turtledemo"}
 _ARTICLE = re.compile(r"^ = [^=\n]+ = *$", re.MULTILINE)
@@ -40,6 +49,18 @@ def package_files() -> list[Path]:
     library = Path(sysconfig.get_path("stdlib"))
     found = sorted(library.glob("*/**/*.py"))
     return [path for path in found if not any(map(_skipped, path.relative_to(library).parts[:-1]))]
+
+
+def files_of(modules: Iterable[str]) -> list[Path]:
+    """Source files of these modules and packages of the standard library; those it lacks are left out.
+
+    Example:
+        >>> sorted(path.name for path in files_of(["json", "queue", "module_of_tomorrow"]))[-2:]
+        ['scanner.py', 'tool.py']
+    """
+    library, wanted = Path(sysconfig.get_path("stdlib")), set(modules)
+    found = [*module_files(), *package_files()]
+    return [path for path in found if path.relative_to(library).parts[0].removesuffix(".py") in wanted]
 
 
 def read_text(path: Path, *, encoding: str = "utf-8") -> str:

@@ -10,6 +10,7 @@ from tntune.maps.codec import MAPS, decode_map, encode
 from tntune.maps.delta import DeltaMap
 from tntune.maps.delta_train import DeltaTrain
 from tntune.maps.fact import FacT
+from tntune.maps.fit_groups import FittedGroup, fit_groups
 from tntune.maps.grid import Grid, grids
 from tntune.maps.group import Group
 from tntune.maps.joint import JointMap
@@ -46,6 +47,7 @@ __all__ = [
     "DeltaTrain",
     "FacT",
     "Factors",
+    "FittedGroup",
     "Geometry",
     "Grid",
     "Group",
@@ -76,6 +78,7 @@ __all__ = [
     "construction_modes",
     "decode_map",
     "encode",
+    "fit_groups",
     "gaussian_latent",
     "grids",
     "isoparameter_ranks",

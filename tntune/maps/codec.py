@@ -7,6 +7,7 @@ from tntune.errors import SpecError
 from tntune.maps.base import WeightMap
 from tntune.maps.delta_train import DeltaTrain
 from tntune.maps.fact import FacT
+from tntune.maps.joint import JointMap
 from tntune.maps.latent import Latent
 from tntune.maps.latent_train import LatentTrain
 from tntune.maps.layout import Concat, Joined
@@ -55,18 +56,26 @@ def encode(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def decode_map(obj: object) -> WeightMap:
+def decode_map(obj: object, *, sites: int | None = None) -> WeightMap:
     """The map that ``obj`` describes: ``decode_map(encode(map)) == map``.
 
+    A map of your own, a final of :class:`tntune.maps.JointMap` with a kind of its own, is known by that kind
+    wherever its module has been imported.
+
+    Args:
+        obj: What ``json.loads`` gives.
+        sites: How many sites the map may serve at most; any number by default. A map of more is refused
+            before it is made, which may take a millisecond for each of its sites.
+
     Raises:
-        SpecError: For an unknown kind, an unknown or missing key, or a value that does not fit; the
-            message names it. Errors of the maps themselves (ModeError, RankError) pass through.
+        SpecError: For an unknown kind, an unknown or missing key, a value that does not fit, or a map of too
+            many sites; the message names it. Errors of the maps themselves (ModeError, RankError) pass.
 
     Example:
         >>> decode_map({"kind": "lora", "in_features": 4, "out_features": 3, "width": 2}).num_parameters
         14
     """
-    value = _decode(obj)
+    value = _decode(obj, sites)
     if not isinstance(value, WeightMap):
         raise SpecError(
             f"a map must have one of the kinds {', '.join(cls.kind for cls in MAPS)}, not {obj!r:.80}"
@@ -74,22 +83,36 @@ def decode_map(obj: object) -> WeightMap:
     return value
 
 
+def _kinds() -> dict[str, type[Any]]:
+    """All kinds; a final of JointMap that is defined elsewhere is known while its class is."""
+    own, waiting = {}, JointMap.__subclasses__()
+    while waiting:
+        cls = waiting.pop()
+        waiting += cls.__subclasses__()
+        if "kind" in vars(cls):
+            own[cls.kind] = cls
+    return {**own, **_KINDS}
+
+
 def _kind(cls: type) -> str:
-    found = [kind for kind, known in _KINDS.items() if known is cls]
+    found = [kind for kind, known in _kinds().items() if known is cls]
     if not found:
         raise SpecError(f"{cls.__name__} has no form in JSON; known are {', '.join(_KINDS)}")
     return found[0]
 
 
-def _decode(obj: object) -> Any:
+def _decode(obj: object, sites: int | None) -> Any:
     if isinstance(obj, list):
-        return tuple(_decode(item) for item in obj)
+        return tuple(_decode(item, sites) for item in obj)
     if not isinstance(obj, dict):
         return obj
-    cls = _KINDS.get(obj["kind"]) if isinstance(obj.get("kind"), str) else None
+    cls = _kinds().get(obj["kind"]) if isinstance(obj.get("kind"), str) else None
     if cls is None:
         raise SpecError(f"unknown kind {obj.get('kind')!r:.80}; known are {', '.join(_KINDS)}")
-    values = {key: _decode(item) for key, item in obj.items() if key != "kind"}
+    values = {key: _decode(item, sites) for key, item in obj.items() if key != "kind"}
+    served = max(getattr(value, "sites", 1) for value in (None, *values.values()))
+    if sites is not None and served > sites:
+        raise SpecError(f"a map that serves {served} modules, where {sites} are named")
     known = {f.name: f for f in dataclasses.fields(cls) if f.init}
     missing = [
         name

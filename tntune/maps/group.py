@@ -1,5 +1,6 @@
 """Group: one map that serves several layers of a model, as a checkpoint stores it."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -87,7 +88,8 @@ class Group:
         if not isinstance(scales, list):
             raise SpecError(f"scales must be a list of numbers, not {scales!r:.80}")
         activation(obj["activation"])
-        return cls(decode_map(obj["map"]), tuple(modules), tuple(scales), obj["activation"])
+        map = decode_map(obj["map"], sites=len(modules))
+        return cls(map, tuple(modules), tuple(scales), obj["activation"])
 
 
 def group_key(group: str, name: str) -> str:
@@ -145,8 +147,8 @@ def groups_from_config(config: Mapping[str, Any], *, peft_type: str = SHARED_PEF
             groups[name] = Group.from_json(obj)
         except TntuneError as error:
             raise SpecError(f"groups: {name}: {error}") from error
-    modules = [module for group in groups.values() for module in group.modules]
-    twice = sorted({module for module in modules if modules.count(module) > 1})
+    modules = Counter(module for group in groups.values() for module in group.modules)
+    twice = sorted(module for module, count in modules.items() if count > 1)
     if twice:
         raise SpecError(f"groups: the modules {twice} are in two groups")
     return groups

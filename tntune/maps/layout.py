@@ -293,7 +293,7 @@ class Joined(Layout):
             return None
         (k,) = (k for k, group in enumerate(self.groups) if names[0] in group)
         group = self.groups[k]
-        entries = torch.arange(self.modes[k]).reshape([self.legs[name] for name in group])
+        entries = torch.arange(self.modes[k], device="cpu").reshape([self.legs[name] for name in group])
         axis = group.index(names[0])
         first = 1 if names == ["side"] else geometry.in_features
         return k, entries.narrow(axis, first, entries.shape[axis] - first).flatten()

@@ -13,7 +13,7 @@ from tntune.maps.layout import Geometry, Joined
 from tntune.maps.stack import Stack
 from tntune.maps.tensorguide import TensorGuide
 
-__all__ = ["DEFAULT_WIDTH", "JOINT_METHODS", "METHODS", "Recipe", "Sizes", "group_name"]
+__all__ = ["DEFAULT_WIDTH", "JOINT_METHODS", "METHODS", "Recipe", "Sizes", "group_name", "numbered"]
 
 Sizes = tuple[int, int]
 """``(in_features, out_features)`` of a layer."""
@@ -245,5 +245,14 @@ def group_name(sizes: Sizes, taken: Mapping[str, object]) -> str:
         ('12x8', '12x8-2')
     """
     name = f"{sizes[0]}x{sizes[1]}"
-    same = sum(other.partition("-")[0] == name for other in taken)
-    return f"{name}-{same + 1}" if same else name
+    return numbered(name, sum(other.partition("-")[0] == name for other in taken))
+
+
+def numbered(name: str, index: int) -> str:
+    """The name of the k-th group of that name: ``768x768``, then ``768x768-2``.
+
+    Example:
+        >>> numbered("12x8", 0), numbered("12x8", 1)
+        ('12x8', '12x8-2')
+    """
+    return f"{name}-{index + 1}" if index else name

@@ -83,11 +83,16 @@ class Site:
         return {"map": encode(self.map), "scale": self.scale, "activation": self.activation}
 
     @classmethod
-    def from_json(cls, obj: object) -> "Site":
-        """The site that ``obj`` describes; :class:`SpecError` names an unknown or missing key."""
+    def from_json(cls, obj: object, *, sites: int | None = None) -> "Site":
+        """The site that ``obj`` describes; :class:`SpecError` names an unknown or missing key.
+
+        Args:
+            obj: What :meth:`to_json` gives.
+            sites: As in :func:`tntune.maps.decode_map`.
+        """
         if not isinstance(obj, dict) or set(obj) != {"map", "scale", "activation"}:
             raise SpecError(f"a site has the keys map, scale, activation, not {obj!r:.120}")
-        return cls(decode_map(obj["map"]), obj["scale"], obj["activation"])
+        return cls(decode_map(obj["map"], sites=sites), obj["scale"], obj["activation"])
 
 
 def finite(name: str, value: object) -> float:
@@ -148,7 +153,7 @@ def sites_from_config(config: Mapping[str, Any]) -> dict[str, Site]:
     sites = {}
     for name, obj in described.items():
         try:
-            sites[name] = Site.from_json(obj)
+            sites[name] = Site.from_json(obj, sites=1)
         except TntuneError as error:
             raise SpecError(f"sites: {name}: {error}") from error
     return sites

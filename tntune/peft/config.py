@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, ClassVar
 
 from peft import PeftConfig
 
@@ -10,7 +10,9 @@ from tntune.errors import SpecError, UnknownFieldError
 from tntune.maps.activation import activation
 from tntune.maps.base import positive, positives
 from tntune.maps.build import LAYER_METHODS
+from tntune.maps.build_joint import STACK_METHODS
 from tntune.maps.group import SHARED_PEFT_TYPE, group_config, groups_from_config
+from tntune.maps.recipe import Recipe
 from tntune.maps.site import FORMAT_VERSION, check_version, finite, site_config, sites_from_config
 from tntune.peft.registration import TensorGuidePeftType
 
@@ -86,6 +88,8 @@ class TensorGuideConfig(PeftConfig):
 
     Reference: Qi et al. (arXiv 2506.16456), eqs. 1-3.
     """
+
+    _methods: ClassVar[tuple[str, ...]] = LAYER_METHODS
 
     r: int = 8
     ranks: int | list[int] | None = None
@@ -177,8 +181,8 @@ class TensorGuideConfig(PeftConfig):
             positive(f"rank_pattern[{pattern!r}]", width)
         if not 0 <= finite("dropout", self.dropout) < 1:
             raise SpecError(f"dropout must be at least 0 and less than 1, not {self.dropout}")
-        if self.method not in LAYER_METHODS:
-            raise SpecError(f"method must be one of {', '.join(LAYER_METHODS)}, not {self.method!r}")
+        if self.method not in self._methods:
+            raise SpecError(f"method must be one of {', '.join(self._methods)}, not {self.method!r}")
         starts = (True, False, "paper", "published")
         if self.init_weights not in starts and not str(self.init_weights).startswith(FROM_LORA):
             raise SpecError(
@@ -201,13 +205,21 @@ class TensorGuideConfig(PeftConfig):
 
 @dataclass
 class SharedTensorGuideConfig(TensorGuideConfig):
-    """One train for all targets of a shape: layer and projection are TT modes.
+    """One map for all targets of a shape: layer and projection are modes of one tensor.
 
     Fields as in :class:`TensorGuideConfig`, with a layout that may name ``layer`` and ``proj`` legs, by
     default ``"layer proj f1 f2 (side w)"`` without legs of size 1. Targets that differ in size or width share
-    no train. ``sites`` is not used; ``groups`` takes its place.
+    no map. ``sites`` is not used; ``groups`` takes its place.
+
+    The method is ``"tensorguide"`` (its train) or one of :data:`tntune.maps.build_joint.STACK_METHODS`, such
+    as ``"lotr"`` or ``"tenslora_qkv_depth"``. Those have one rank, ``r``, and neither ranks, layout nor
+    latent; targets of roles that only some blocks have are then a map of their own.
 
     Attributes:
+        head_dim: Size of an attention head, for methods with a mode for heads; by default what the model's
+            configuration says.
+        input_heads: Endings of the paths of targets whose heads split the input, as attention's output
+            projection does.
         groups: For each train its map, its targets in their order, scales and activation, once they are
             known; written by tntune.
 
@@ -219,19 +231,37 @@ class SharedTensorGuideConfig(TensorGuideConfig):
         'TENSORGUIDE_SHARED'
     """
 
+    _methods: ClassVar[tuple[str, ...]] = ("tensorguide", *STACK_METHODS)
+
+    head_dim: int | None = None
+    input_heads: list[str] = field(default_factory=list)
     groups: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = TensorGuidePeftType.TENSORGUIDE_SHARED
         self._given = self.groups
-        if self.method != "tensorguide" or self.layout == "concat":
-            raise SpecError("only a TensorGuide with named legs is shared over layers: method 'tensorguide'")
+        if self.method != "tensorguide":
+            self._check_stack()
+        if self.layout == "concat":
+            raise SpecError("only a TensorGuide with named legs is shared over layers: not layout 'concat'")
         if self.latent == "resample":
             raise SpecError(
                 "latent 'resample' draws z at every call, and a shared train is called once for each layer; "
                 "choose 'fixed' or 'mean'"
             )
+
+    def _check_stack(self) -> None:
+        """What a map with one rank does not have."""
+        if self.ranks is not None:
+            raise SpecError(f"method {self.method!r} has one rank, and that is r: not ranks={self.ranks}")
+        Recipe(
+            method=self.method,
+            layout=self.layout,
+            latent=self.latent,
+            head_dim=self.head_dim,
+            input_heads=tuple(self.input_heads),
+        )
 
     def describe(self, groups: dict[str, Any]) -> None:
         """Note what the fields came to, so that it is stored."""

@@ -26,7 +26,7 @@ from tntune.maps.site import GENERATOR_KEY
 from tntune.peft.config import TensorGuideConfig
 from tntune.peft.layer import TensorGuideLayer
 from tntune.peft.linear import Linear, linear_sizes
-from tntune.peft.plan import Sizes, plan_groups, plan_site
+from tntune.peft.plan import Sizes, note_heads, plan_groups, plan_site
 from tntune.peft.start import start_of_group, start_tensors
 
 __all__ = ["SharedTensorGuideModel", "TensorGuideModel"]
@@ -169,9 +169,9 @@ class TensorGuideModel(BaseTuner):
 
 
 class SharedTensorGuideModel(TensorGuideModel):
-    """A model in which every target is a slice of one train: layer and projection are TT modes.
+    """A model in which every target is a slice of one map: layer and projection are modes of its tensor.
 
-    The trains belong to the tuner (``tensorguide_shared``), so that they are stored, trained and counted
+    The maps belong to the tuner (``tensorguide_shared``), so that they are stored, trained and counted
     once; each layer generates its own slice. Made by ``get_peft_model(model, SharedTensorGuideConfig(...))``.
 
     With several processes, reentrant activation checkpointing would give wrong gradients (a core is marked
@@ -210,6 +210,7 @@ class SharedTensorGuideModel(TensorGuideModel):
     def _prepare_model(self, peft_config: TensorGuideConfig, model: nn.Module) -> None:  # type: ignore[override]
         """Make the trains of all targets before any layer is made."""
         super()._prepare_model(peft_config, model)
+        note_heads(peft_config, model)
         groups = plan_groups(peft_config, _targets(self, peft_config, model))
         peft_config.describe({name: group.to_json() for name, group in groups.items()})
         with init_empty_weights() if self._empty else nullcontext():

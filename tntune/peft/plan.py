@@ -6,7 +6,9 @@ from typing import TypeVar
 from zlib import crc32
 
 from peft.utils.other import get_pattern_key
+from torch import nn
 
+from tntune.adapters.spec import head_dim
 from tntune.errors import ModeError, SpecError
 from tntune.maps.base import WeightMap, positives
 from tntune.maps.build import (
@@ -17,14 +19,16 @@ from tntune.maps.build import (
     make_latent,
     shared_layout,
 )
+from tntune.maps.build_joint import HEAD_METHODS
 from tntune.maps.group import Group
 from tntune.maps.layout import Geometry, Joined
 from tntune.maps.pattern import parse_pattern
+from tntune.maps.recipe import Recipe, numbered
 from tntune.maps.site import Site
 from tntune.maps.tensorguide import TensorGuide
-from tntune.peft.config import FROM_LORA, TensorGuideConfig
+from tntune.peft.config import FROM_LORA, SharedTensorGuideConfig, TensorGuideConfig
 
-__all__ = ["Sizes", "check_sizes", "plan_groups", "plan_site"]
+__all__ = ["Sizes", "check_sizes", "note_heads", "plan_groups", "plan_site"]
 
 Sizes = tuple[int, int]
 """``(in_features, out_features)`` of a target."""
@@ -58,7 +62,7 @@ def plan_site(config: TensorGuideConfig, module: str, sizes: Sizes) -> Site:
 
 
 def plan_groups(config: TensorGuideConfig, targets: Mapping[str, Sizes]) -> dict[str, Group]:
-    """The groups of these targets: one train for each combination of sizes and width, by name.
+    """The groups of these targets: one map for each combination of sizes and width, by name.
 
     Raises:
         SpecError: Where the configuration's ``groups`` have other targets than the model.
@@ -73,13 +77,36 @@ def plan_groups(config: TensorGuideConfig, targets: Mapping[str, Sizes]) -> dict
     described = config.described()
     if described:
         return _described_groups({name: Group.from_json(obj) for name, obj in described.items()}, targets)
+    for name in getattr(config, "input_heads", ()):
+        if not any(f".{module}".endswith(f".{name}") for module in targets):
+            raise SpecError(f"input_heads: {name!r} matches none of the {len(targets)} targets")
     members: dict[tuple[Sizes, int], list[str]] = {}
     for module, sizes in targets.items():
         members.setdefault((sizes, _width(config, module)), []).append(module)
-    return {
-        _group_name(sizes, width, config): _group(config, Geometry(*sizes, width), modules)
-        for (sizes, width), modules in members.items()
-    }
+    found: dict[str, Group] = {}
+    for (sizes, width), modules in members.items():
+        geometry, name = Geometry(*sizes, width), _group_name(sizes, width, config)
+        if config.method == "tensorguide":
+            found[name] = _group(config, geometry, modules)
+        else:
+            found |= {numbered(name, k): made for k, made in enumerate(_stacks(config, geometry, modules))}
+    return found
+
+
+def note_heads(config: TensorGuideConfig, model: nn.Module) -> None:
+    """Set the size of a head, where the method needs it and was not told, as the model's configuration says.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> model = nn.Linear(4, 4)
+        >>> model.config = SimpleNamespace(head_dim=2)
+        >>> config = SharedTensorGuideConfig(method="lorta")
+        >>> note_heads(config, model)
+        >>> config.head_dim
+        2
+    """
+    if isinstance(config, SharedTensorGuideConfig) and config.method in HEAD_METHODS and not config.head_dim:
+        config.head_dim = head_dim(model)
 
 
 def check_sizes(module: str, sizes: Sizes, map: WeightMap) -> None:
@@ -135,6 +162,25 @@ def _group(config: TensorGuideConfig, geometry: Geometry, modules: Sequence[str]
     else:
         map = _largest(_budget(config, geometry, len(ordered)), f"{len(ordered)} targets", train)
     return Group(map, ordered, tuple(_scale(config, module) for module in ordered), config.activation)
+
+
+def _stacks(config: TensorGuideConfig, geometry: Geometry, modules: Sequence[str]) -> list[Group]:
+    """A map of one tensor over named modes for each full grid of these modules."""
+    assert isinstance(config, SharedTensorGuideConfig)
+    known = [name for name in config.input_heads if any(f".{m}".endswith(f".{name}") for m in modules)]
+    recipe = Recipe(
+        method=config.method,
+        rank=None if config.params is not None else geometry.width,
+        params=None if config.params is None else _budget(config, geometry, len(modules)),
+        start=_start(config),
+        head_dim=config.head_dim,
+        input_heads=tuple(known),
+    )
+    made = recipe.joint_maps(dict.fromkeys(modules, (geometry.in_features, geometry.out_features)))
+    return [
+        Group(map, grid.modules, tuple(_scale(config, module) for module in grid.modules), config.activation)
+        for grid, map in made.values()
+    ]
 
 
 def _described_groups(groups: dict[str, Group], targets: Mapping[str, Sizes]) -> dict[str, Group]:

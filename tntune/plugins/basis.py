@@ -128,7 +128,7 @@ def swap_parameter(
         if not isinstance(value, Tensor) or value.shape != old.shape:
             moved[name] = value
             continue
-        wide = value.double().reshape(core[0], -1, core[-1])
+        wide = value.to(left.onto).reshape(core[0], -1, core[-1])
         there = transported(wide, left, right, squared=name in _SECOND)
         moved[name] = there.reshape(new.shape).to(value.dtype)
     if moved:

@@ -144,11 +144,11 @@ def chains(branch: Branch) -> tuple[Chain, ...]:
     """
     map = branch.generator.map
     if isinstance(map, LoRA):
-        shapes = ((1, map.out_features, map.width), (map.width, map.in_features, 1))
-        return (Chain(("lora_up", "lora_down"), shapes, _scalar(branch.scale, map.out_features)),)
+        two = ((1, map.out_features, map.width), (map.width, map.in_features, 1))
+        return (Chain(("lora_up", "lora_down"), two, _scalar(branch.scale, map.out_features)),)
     if isinstance(map, DeltaTrain):
-        shapes = tuple(map.param_shapes.values())
-        return (Chain(tuple(map.param_shapes), shapes, _scalar(branch.scale, shapes[0][1])),)
+        weights = _scalar(branch.scale, map.in_modes[0])
+        return (Chain(tuple(map.param_shapes), tuple(map.param_shapes.values()), weights),)
     down, up = _weights(branch)
     if isinstance(map, TTLoRA):
         pairs = ((map.down_train, "tt_down_", down), (map.up_train, "tt_up_", up))

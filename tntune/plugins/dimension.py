@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -76,7 +77,4 @@ def growth_sizes(dimensions: Sequence[float]) -> tuple[int, ...]:
     """
     if len(dimensions) < 2 or not all(math.isfinite(d) for d in dimensions):
         raise SpecError(f"growth needs two finite dimensions or more, not {list(dimensions)}")
-    return tuple(
-        round(max(after - before, 0.0)) + 1
-        for before, after in zip(dimensions[:-1], dimensions[1:], strict=True)
-    )
+    return tuple(round(max(after - before, 0.0)) + 1 for before, after in pairwise(dimensions))

@@ -99,7 +99,7 @@ class GatePruner:
         sizes = [score.numel() for score in self._scores]
         self._dead = [
             part.reshape(score.shape).to(score.device)
-            for part, score in zip(mask.split(sizes), self._scores, strict=True)
+            for part, score in zip(torch.split(mask, sizes), self._scores, strict=True)
         ]
         for k, dead in enumerate(self._dead):
             self._gate(k).masked_fill_(dead, 0)
@@ -145,7 +145,7 @@ def direction_variance(model: nn.Module) -> Tensor:
 def _shares(factors: Factors) -> Tensor:
     """``|down_i| |up_i| / |ΔW|`` of every direction, ``(sites, width)``, the gate being in up."""
     down, up = factors
-    parts = torch.linalg.vector_norm(down, dim=2) * torch.linalg.vector_norm(up, dim=1)
+    parts: Tensor = torch.linalg.vector_norm(down, dim=2) * torch.linalg.vector_norm(up, dim=1)
     gram = (down @ down.mT) * (up.mT @ up)
     whole = gram.sum((1, 2)).clamp(min=0).sqrt()
     return parts / (whole[:, None] + _LEAST)

@@ -82,7 +82,8 @@ class MagnitudeLinear(AdaptedLinear):
         delta = super().delta_weight()
         whole = self._rows().to(delta.dtype) + delta
         norm = torch.linalg.vector_norm(whole, dim=1, keepdim=True)
-        return self.magnitude.to(delta.dtype)[:, None] * whole / norm - self._rows().to(delta.dtype)
+        directed: Tensor = self.magnitude.to(delta.dtype)[:, None] * whole / norm
+        return directed - self._rows().to(delta.dtype)
 
     def _norm(self, factors: Factors) -> Tensor:
         """``|W0 + ΔW|`` of every output, without a gradient."""
@@ -90,7 +91,8 @@ class MagnitudeLinear(AdaptedLinear):
             rows = self._rows().to(self.magnitude.dtype)
             down, up = factors.down.to(rows), self.spec.scale * factors.up.to(rows)
             crossed = (up * (2 * (rows @ down.mT) + up @ (down @ down.mT))).sum(1)
-            return (rows.square().sum(1) + crossed).clamp(min=0).sqrt()
+            norm: Tensor = (rows.square().sum(1) + crossed).clamp(min=0).sqrt()
+        return norm
 
     def _rows(self) -> Tensor:
         """W0, while it is merged too, with one row for each output."""

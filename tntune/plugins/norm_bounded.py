@@ -89,7 +89,7 @@ class NormBounded(WeightMap):
     def factors(self, params: Tensors, fixed: Tensors) -> Factors:
         wide, own = gather([params["free_down"], params["free_up"]])
         orthonormal = cayley(torch.cat(wide, dim=1).mT)  # (D + Q, r)
-        first, second = orthonormal.split([self.in_features, self.out_features])
+        first, second = torch.split(orthonormal, [self.in_features, self.out_features])
         up = second * (2 * torch.tensor(self.bounds).to(second))
         return Factors(first.mT[None].to(own), up[None].to(own))
 
@@ -105,7 +105,7 @@ class NormBounded(WeightMap):
         angle = torch.asin(ratio) / 2
         found = torch.cat([right.mH * angle.cos(), left * angle.sin()])  # (D + Q, r)
         free = inverse_cayley(found).to(down.dtype).mT
-        first, second = free.split([self.in_features, self.out_features], dim=1)
+        first, second = torch.split(free, [self.in_features, self.out_features], dim=1)
         return {"free_down": first.contiguous(), "free_up": second.contiguous()}, {}
 
 

@@ -118,9 +118,9 @@ def prune_bonds(branches: Sequence[Branch], budget: int, *, optimizer: Optimizer
     changes, losses = [], []
     for branch, old, norm in zip(branches, olds, norms, strict=True):
         own = [(part, step) for part, step in zip(parts, chosen, strict=True) if part.branch is branch]
-        ranks = _shrink(branch, own, optimizer)
-        losses.append(product_norm(_difference(branch.factors(), old)))
         first = tuple(part.chain.ranks for part, _ in own)
+        ranks = _shrink(branch, own, optimizer)
+        losses.append(0.0 if ranks == first else product_norm(_difference(branch.factors(), old)))
         params = branch.generator.map.num_parameters
         changes.append(BranchChange(branch.name, first, ranks, params, losses[-1] / (norm or 1.0)))
     return RankReport(tuple(changes), before, math.hypot(*losses) / math.hypot(*norms))
@@ -169,7 +169,7 @@ def product_norm(factors: Factors) -> float:
         >>> round(product_norm(Factors(torch.ones(1, 1, 4), torch.ones(1, 9, 1))), 4)
         6.0
     """
-    pairs = zip(factors.down, factors.up, strict=True)
+    pairs = zip(factors.down.double(), factors.up.double(), strict=True)
     return math.hypot(*(float((r_factor(up) @ r_factor(down.mT).mT).norm()) for down, up in pairs))
 
 

@@ -139,7 +139,8 @@ def _fresh(held: FactorGenerator, generator: torch.Generator | None) -> dict[str
     params, fixed = held.map.init(generator, dtype=held.weight.dtype)
     if product_norm(held.map.factors(params, fixed)) != 0:
         raise SpecError(
-            f'a map of kind {held.map.kind!r} that does not start at zero would change the function; start="zero"'
+            f"a fresh map of kind {held.map.kind!r} is not zero and would change the function; choose its "
+            'start "zero"'
         )
     return {**params, **fixed}
 

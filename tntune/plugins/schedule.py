@@ -69,7 +69,7 @@ def by_block(targets: Sequence[str], sizes: Sequence[int]) -> dict[str, int]:
 def scheduled_sites(
     model: nn.Module, spec: AdapterSpec, sizes: Mapping[str, int], *, what: str = "width"
 ) -> dict[str, Site]:
-    """``spec.sites_for(model)`` with the width, or the bound of the TT-ranks, that each target has in ``sizes``.
+    """``spec.sites_for(model)`` with the width, or bound of TT-ranks, that each target has in ``sizes``.
 
     Each scale is ``alpha`` over the target's own width, as in PEFT's ``rank_pattern``.
 
@@ -99,7 +99,8 @@ def scheduled_sites(
     modules = dict(model.named_modules())
     found = {}
     for index, name in enumerate(names):
-        own = replace(spec, **{what: sizes[name]})
+        size = sizes[name]
+        own = replace(spec, width=size) if what == "width" else replace(spec, rank=size)
         scale = 1.0 if spec.alpha is None else spec.alpha / own.width
         found[name] = Site(own.map_for(*features(modules[name]), index=index), scale, spec.activation)
     return found

@@ -17,6 +17,7 @@ from tntune.report.page import write_page
 from tntune.report.probe import Probe, read_inputs
 from tntune.report.reference import reference_layers
 from tntune.report.report import AnalysisReport, KernelReport
+from tntune.report.sweep import sweep_page
 
 __all__ = [
     "AdaptedLayer",
@@ -51,5 +52,6 @@ __all__ = [
     "network_plan",
     "read_inputs",
     "reference_layers",
+    "sweep_page",
     "write_page",
 ]

@@ -26,6 +26,7 @@ from tntune.theory.generalisation import (
     uniform_bound,
 )
 from tntune.theory.jacobian import MapJacobian, delta_jacobian, jacobian, map_jacobian
+from tntune.theory.network_jacobian import NetworkJacobian, network_jacobian
 from tntune.theory.ntk_layer import layer_ntk
 from tntune.theory.ntk_model import NtkPlan, ntk, ntk_plan
 from tntune.theory.ntk_operator import ntk_operator
@@ -42,6 +43,7 @@ __all__ = [
     "Bound",
     "GaugeFixedSpectrum",
     "MapJacobian",
+    "NetworkJacobian",
     "Ntk",
     "NtkPlan",
     "Nullity",
@@ -73,6 +75,7 @@ __all__ = [
     "loss",
     "map_jacobian",
     "margin",
+    "network_jacobian",
     "ntk",
     "ntk_operator",
     "ntk_plan",

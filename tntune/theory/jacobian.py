@@ -11,8 +11,10 @@ from torch.func import jacrev
 
 from tntune.errors import UnsupportedError
 from tntune.maps.base import Tensors, WeightMap
+from tntune.maps.delta_train import DeltaTrain
 from tntune.maps.latent_train import LatentTrain
 from tntune.maps.lora import LoRA
+from tntune.maps.loretta import LoRETTA
 from tntune.maps.tensorguide import TensorGuide
 from tntune.maps.tt_lora import TTLoRA
 from tntune.theory.readout import readout_train
@@ -96,7 +98,7 @@ def map_jacobian(
     """Exact J of ``θ -> (down_scale vec(down), up_scale vec(up))``: ``gram() == J.mT @ J`` for dense J.
 
     Args:
-        map: A :class:`LoRA`, :class:`TTLoRA` or :class:`TensorGuide`.
+        map: A :class:`LoRA`, :class:`TTLoRA`, :class:`TensorGuide`, :class:`LoRETTA` or :class:`DeltaTrain`.
         params: Trainable tensors; parameters are counted in the order of ``map.param_shapes``.
         fixed: Latents and frozen starts.
         down_scale: Weight of the entries of down.
@@ -106,7 +108,7 @@ def map_jacobian(
         J by structure, in float64 where the params lie.
 
     Raises:
-        UnsupportedError: For another map.
+        UnsupportedError: For another map; :func:`tntune.theory.network_jacobian` takes any network of ΔW.
 
     Example:
         >>> lora = LoRA(3, 2, 1)
@@ -126,7 +128,15 @@ def map_jacobian(
     if isinstance(map, TensorGuide):
         weights = readout_train(map.layout, map.geometry, down_scale=down_scale, up_scale=up_scale)
         return MapJacobian((_train_block(map.train, "tt_", params, fixed, weights),))
-    raise UnsupportedError(f"{map.kind} is not made of trains; use jacobian(), which differentiates any map")
+    if isinstance(map, LoRETTA):
+        return map_jacobian(map.trains, params, fixed, down_scale=down_scale, up_scale=up_scale)
+    if isinstance(map, DeltaTrain):
+        cores, cut = [params[name] for name in map.param_shapes], len(map.in_modes)
+        return MapJacobian((_half(cores[:cut], down_scale), _half(cores[cut:], up_scale)))
+    raise UnsupportedError(
+        f"{map.kind} is not made of trains; use jacobian(), which differentiates any map, "
+        "or network_jacobian(), which takes any network of ΔW"
+    )
 
 
 def jacobian(map: WeightMap, params: Tensors, fixed: Tensors) -> Tensor:
@@ -172,6 +182,15 @@ def _one_core(matrix: Tensor, scale: float) -> TrainJacobian:
     """A matrix of its own as a train of one core: its J is the identity times the scale."""
     core = matrix.reshape(1, 1, -1, 1)
     return TrainJacobian((core,), (torch.full_like(core, scale),))
+
+
+def _half(cores: Sequence[Tensor], scale: float) -> TrainJacobian:
+    """Cores between two open bonds, of which one is the width: it joins the mode beside it."""
+    first, *rest = cores
+    joined = [first.reshape(1, -1, first.shape[-1]), *rest]
+    joined[-1] = joined[-1].reshape(joined[-1].shape[0], -1, 1)
+    weights = [torch.ones(1, 1, core.shape[1], 1, dtype=torch.float64, device=core.device) for core in joined]
+    return TrainJacobian(tuple(core[:, None] for core in joined), (scale * weights[0], *weights[1:]))
 
 
 def _flat(train: LatentTrain, scale: float) -> list[Tensor]:

@@ -185,7 +185,8 @@ def quantum_dot_task(
         key = {"model": "resnet18 on noise-free diagrams", **PRETRAINING}
         state = cached_state(default_cache(), key, lambda: pretrained_state(**PRETRAINING))
     images, labels = _diagrams(sum(SCALES[scale]), noise, data)
-    parts = zip(torch.split(images, SCALES[scale]), torch.split(labels, SCALES[scale]), strict=True)
+    sizes = list(SCALES[scale])
+    parts = zip(torch.split(images, sizes), torch.split(labels, sizes), strict=True)
     return DotTask(Data(*({"x": x, "labels": y} for x, y in parts)), setup, state=state)
 
 

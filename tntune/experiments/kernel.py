@@ -31,6 +31,13 @@ def start_kernel(task: Task, model: nn.Module, *, samples: int = SAMPLES) -> dic
     Returns:
         ``rank``, ``lambda_max``, ``lambda_min_plus``, ``cond_plus`` and ``trace``; None where a gradient is
         not finite, or all are 0.
+
+    Example:
+        >>> from tntune.experiments.planes import Planes
+        >>> task = Planes()
+        >>> task.targets = ("head",)  # which trains
+        >>> sorted(start_kernel(task, task.model(0), samples=8))
+        ['cond_plus', 'lambda_max', 'lambda_min_plus', 'rank', 'trace']
     """
     device = next(model.parameters()).device
     split = {name: tensor[:samples] for name, tensor in moved(task.data.validation, device).items()}

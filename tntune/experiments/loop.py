@@ -78,6 +78,13 @@ def train(
 
     Returns:
         Curves, times and memory.
+
+    Example:
+        >>> from tntune.experiments.planes import Planes
+        >>> task = Planes()
+        >>> history = train(task, task.model(0), Training(steps=40, learning_rate=0.03), seed=0)
+        >>> history.steps, history.losses[-1][1] < history.losses[0][1]
+        (40, True)
     """
     course = _Course(task, model, training)
     generator = torch.Generator().manual_seed(stream(seed, "order"))

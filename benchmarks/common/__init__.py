@@ -1,0 +1,1 @@
+"""What several benchmarks share: the machine's peaks, timing in turn, tables."""

@@ -1,0 +1,120 @@
+"""AutoRanksCallback: ranks for a parameter budget, found while transformers' Trainer trains."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from tntune.adapters.generator import FactorGenerator
+from tntune.errors import SpecError, TargetError, UnsupportedError
+from tntune.maps.codec import encode
+from tntune.peft.config import SharedTensorGuideConfig, TensorGuideConfig
+from tntune.peft.layer import TensorGuideLayer
+from tntune.plugins.auto_ranks import AutoRanks
+from tntune.plugins.branch import Branch
+from tntune.plugins.prune_bonds import RankReport
+
+__all__ = ["AutoRanksCallback", "note_maps", "tuner_branches"]
+
+
+class AutoRanksCallback(TrainerCallback):
+    """:class:`tntune.plugins.AutoRanks` for the active adapters of a PEFT model, step by step of the Trainer.
+
+    Configurations note the new maps, so that adapters are saved and loaded as ever.
+
+    Args:
+        budget: Parameters of all active TensorGuide adapters at the end.
+        at: Steps of the optimiser, counted from 1, after which ranks shrink.
+
+    Attributes:
+        reports: What came of each pruning so far.
+
+    Example:
+        >>> AutoRanksCallback(budget=5000, at=(200,)).reports
+        []
+    """
+
+    def __init__(self, *, budget: int, at: Sequence[int]) -> None:
+        self.budget, self.at = budget, tuple(at)
+        self.reports: list[RankReport] = []
+        self._auto: AutoRanks | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Refuse what cannot be done, before anything is trained.
+
+        Raises:
+            TargetError: Where no TensorGuide adapter is active.
+            UnsupportedError: With several processes, whose wrappers hold parameters of a fixed shape.
+            SpecError: Where training is resumed behind the first of the steps.
+        """
+        if args.world_size > 1:
+            raise UnsupportedError(
+                f"ranks cannot change on {args.world_size} processes, whose wrappers know parameters by shape"
+            )
+        if state.global_step:
+            raise SpecError(f"training resumes at step {state.global_step}; ranks are found in one run")
+        optimizer: Optimizer = kwargs["optimizer"]
+        self._auto = AutoRanks(tuner_branches(kwargs["model"]), optimizer, budget=self.budget, at=self.at)
+        self.reports = self._auto.reports
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Count the step; where ranks shrank after it, note the new maps."""
+        if self._auto is not None and self._auto.step() is not None:
+            note_maps(kwargs["model"])
+
+
+def tuner_branches(model: nn.Module) -> list[Branch]:
+    """One branch for each generator of the active adapters of a PEFT model, shared ones once.
+
+    Raises:
+        TargetError: Where no TensorGuide adapter is active.
+
+    Example:
+        >>> from peft import get_peft_model
+        >>> config = TensorGuideConfig(r=4, ranks=2, target_modules=["0"])
+        >>> model = get_peft_model(nn.Sequential(nn.Linear(6, 6)), config)
+        >>> [branch.name for branch in tuner_branches(model)]
+        ['base_model.model.0']
+    """
+    found: dict[FactorGenerator, tuple[str, float]] = {}
+    for name, layer in model.named_modules():
+        if isinstance(layer, TensorGuideLayer):
+            for adapter in layer.active_adapters:
+                if adapter in layer.tensorguide_site:
+                    held = layer.generator(adapter)
+                    first, scale = found.get(held, (name, 0.0))
+                    found[held] = (first, max(scale, abs(layer.scaling[adapter])))
+    if not found:
+        raise TargetError("no TensorGuide adapter is active in the model: there are no ranks to choose")
+    return [Branch(name, held, scale) for held, (name, scale) in found.items()]
+
+
+def note_maps(model: nn.Module) -> None:
+    """Let layers and configurations of a PEFT model say what maps its generators have now.
+
+    Example:
+        >>> from peft import get_peft_model
+        >>> config = TensorGuideConfig(r=4, ranks=2, target_modules=["0"])
+        >>> model = get_peft_model(nn.Sequential(nn.Linear(6, 6)), config)
+        >>> note_maps(model)
+        >>> model.peft_config["default"].sites["0"]["map"]["ranks"]
+        [1, 2, 2, 1]
+    """
+    configs: dict[str, TensorGuideConfig] = model.peft_config  # type: ignore[assignment]
+    for name, layer in model.named_modules():
+        if not isinstance(layer, TensorGuideLayer):
+            continue
+        for adapter, (group, _) in layer.tensorguide_site.items():
+            map, config = layer.generator(adapter).map, configs[adapter]
+            layer.r[adapter] = map.width
+            known, key = config.sites, name.removeprefix("base_model.model.")
+            if isinstance(config, SharedTensorGuideConfig):
+                known, key = config.groups, group
+            assert known is not None  # the tuner described what it made
+            config.describe({**known, key: {**known[key], "map": encode(map)}})
