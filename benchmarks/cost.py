@@ -1,20 +1,17 @@
 """What would adapters of all linear layers of a large model cost, predicted from counts and a fitted time?
 
-    python benchmarks/cost.py                          # prints the tables of docs/cost.md
-    python benchmarks/cost.py --write                  # and puts them into that page
+    python benchmarks/cost.py            # the tables of docs/cost.md
 
 Shapes are of public configurations. Parameters and memory are counted from the maps, and checked against a
 model of transformers on the meta device that PEFT has adapted. The time to generate all factors of a training
-step is predicted by a line in the number of entries, fitted to three layers of other sizes; it is checked
+step is predicted by a line in the number of entries, fitted to four square layers; it is checked
 against one decoder block of each model, measured here. No weight of these models is ever made.
 """
 
 import argparse
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 
 import torch
@@ -28,8 +25,6 @@ from tntune.maps import Geometry, LoRA, WeightMap, build_map
 from tntune.maps.chain import Chains
 from tntune.peft import TensorGuideConfig
 
-PAGE = Path(__file__).parent.parent / "docs" / "cost.md"
-BEGIN, END = "<!-- cost -->", "<!-- end of cost -->"
 GIGA = 1e9
 STATE = 16
 """Bytes of a trained float32 parameter: itself, its gradient, Adam's two moments."""
@@ -77,7 +72,8 @@ DECODERS = (
     Decoder("Llama 3 70B", 80, 8192, 28672, 64, 8, 128256),
     Decoder("Llama 3.1 405B", 126, 16384, 53248, 128, 8, 128256),
 )
-FITTED = (2048, 6144, 20480)
+FITTED = (2048, 6144, 16384, 40960)
+"""Features of the square layers whose times are fitted."""
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """Run the benchmarks, write their tables to `results/`, and say which bars are met.
 
-    python benchmarks/run.py --all                 # every script, about half an hour
+    python benchmarks/run.py --all                 # every script, somewhat less than half an hour
     python benchmarks/run.py layer generator       # these only
     python benchmarks/run.py --all --json          # the records on stdout as one JSON document
-    python benchmarks/run.py --readme              # rewrite the README's section from these tables
+    python benchmarks/run.py --readme              # rewrite the README's bars and the tables of docs/cost.md
 
 A table is what a script prints; a record is one of its rows by column. Nothing is judged but the bars below.
 """
@@ -19,10 +19,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from common.chart import chart
 
 HERE = Path(__file__).parent
-README = HERE.parent / "README.md"
-BEGIN, END = "<!-- benchmarks -->", "<!-- end of benchmarks -->"
+README, COST = HERE.parent / "README.md", HERE.parent / "docs" / "cost.md"
+SMALL_GPT2 = ("--layers", "12", "--rows", "4", "--tokens", "256", "--rounds", "5")
+VARIANTS = {
+    "layer": {"": (), "layer_7b_up": ("--outputs", "11008", "--rounds", "7")},
+    "peft_step": {"": SMALL_GPT2},
+    "growth": {"": ("--plot", str(HERE / "results" / "growth.png"))},
+}
+"""Arguments by name of the table, where it is not the script's own with its defaults."""
 
 
 @dataclass(frozen=True)
@@ -50,27 +57,35 @@ class Bar:
                 return float(re.findall(r"[\d.]+", record[self.column])[0])
         return None
 
-    def line(self, ratio: float) -> str:
+    def line(self, ratio: float | None) -> str:
         """A row of the table of bars."""
-        met = ratio <= self.limit if self.most else ratio >= self.limit
         bar = f"{'at most' if self.most else 'at least'} {self.limit:g}"
-        cells = (", ".join(self.row), bar, f"{ratio:g}", "met" if met else "missed", f"`{self.script}`")
-        return f"| {' | '.join(cells)} |"
+        found, verdict = "", "not measured"
+        if ratio is not None:
+            found = f"{ratio:g}"
+            verdict = "met" if (ratio <= self.limit if self.most else ratio >= self.limit) else "missed"
+        return f"| {' | '.join((', '.join(self.row), bar, found, verdict, f'`{self.script}`'))} |"
 
 
+STEP, DECODED = "training step", "16 tokens decoded"
+GENERATED = "start published: forward"
 BARS = (
     Bar("layer", ("layer, forward and backward", "TensorGuide"), "times LoRA's", 1.10),
     Bar("layer", ("layer, one token", "TensorGuide"), "times LoRA's", 1.02),
-    Bar("peft_step", ("training step", "TensorGuide"), "times LoRA's", 1.10),
-    Bar("peft_step", ("training step", "TensorGuide, shared"), "times LoRA's", 1.10),
-    Bar("peft_step", ("forward", "TensorGuide"), "times LoRA's", 1.05),
-    Bar("peft_step", ("16 tokens decoded", "TensorGuide"), "times LoRA's", 1.02),
+    Bar("layer", ("adapter alone, forward and backward, tltorch / ours",), "times LoRA's", 5, most=False),
+    Bar("layer_7b_up", ("layer, forward and backward", "TensorGuide"), "times LoRA's", 1.10),
+    Bar("peft_step", (STEP, "TensorGuide"), "times LoRA's", 1.10),
+    Bar("peft_step", (STEP, "TensorGuide, shared"), "times LoRA's", 1.10),
+    Bar("peft_step", (DECODED, "TensorGuide"), "times LoRA's", 1.02),
     Bar("peft_step", ("peak memory", "TensorGuide"), "times LoRA's", 1.05),
-    Bar(
-        "generator", ("start published: forward and backward, against einsum",), "other / ours", 3, most=False
-    ),
-    Bar("generator", ("start published: forward, against filling",), "ours / other", 12),
+    Bar("generator", (f"{GENERATED} and backward, against einsum",), "other / ours", 3, most=False),
+    Bar("generator", (f"{GENERATED}, against filling",), "ours / other", 12),
+    Bar("gpu", (f"{STEP}, autocast bfloat16", "TensorGuide"), "ratio", 1.03),
+    Bar("gpu", (f"{STEP}, autocast float16", "TensorGuide"), "ratio", 1.03),
+    Bar("gpu", ("generation of 224 sites, forward", "one by one, a CUDA graph"), "ms", 0.3),
+    Bar("gpu", (f"{DECODED}, autocast bfloat16", "TensorGuide"), "ratio", 1.02),
 )
+"""Those of ``gpu`` need one; elsewhere they say that they were not measured."""
 
 
 def scripts() -> list[str]:
@@ -99,15 +114,19 @@ def machine() -> str:
     return f"{platform.machine()}, {torch.get_num_threads()} threads, {device}, {versions}"
 
 
-def run(name: str) -> bool:
-    """Run one script and write its table; whether it succeeded."""
-    command = [sys.executable, "-W", "ignore", str(HERE / f"{name}.py")]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode == 0:
-        heading = f"# {name}\n\nMade by `python benchmarks/run.py {name}` on {machine()}.\n\n"
-        (HERE / "results").mkdir(exist_ok=True)
+def run(script: str) -> bool:
+    """Run one script, write its tables and charts; whether it succeeded."""
+    (HERE / "results").mkdir(exist_ok=True)
+    for variant, arguments in VARIANTS.get(script, {"": ()}).items():
+        command = [sys.executable, "-W", "ignore", str(HERE / f"{script}.py"), *arguments]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        if done.returncode != 0:
+            return False
+        name = variant or script
+        heading = f"# {name}\n\nMade by `python benchmarks/run.py {script}` on {machine()}.\n\n"
         (HERE / "results" / f"{name}.md").write_text(heading + done.stdout, encoding="utf-8")
-    return done.returncode == 0
+        chart(list(rows(done.stdout)), HERE / "results" / f"{name}.png")
+    return True
 
 
 def records() -> dict[str, list[dict[str, str]]]:
@@ -118,11 +137,18 @@ def records() -> dict[str, list[dict[str, str]]]:
 
 
 def bars() -> list[str]:
-    """The table of bars, for the tables that are there."""
+    """The table of bars, as far as the tables are there."""
     known = records()
-    found = [(bar, bar.found(known.get(bar.script, []))) for bar in BARS]
     head = ["| what | bar | measured | | table |", "|---|---|---|---|---|"]
-    return head + [bar.line(ratio) for bar, ratio in found if ratio is not None]
+    return head + [bar.line(bar.found(known.get(bar.script, []))) for bar in BARS]
+
+
+def fill(page: Path, name: str, lines: list[str]) -> None:
+    """Put these lines between the two comments of that name."""
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    section = "\n".join([begin, *lines, end])
+    text = re.sub(f"{begin}.*{end}", lambda _: section, page.read_text("utf-8"), flags=re.DOTALL)
+    page.write_text(text, encoding="utf-8")
 
 
 def main() -> int:
@@ -138,11 +164,8 @@ def main() -> int:
         parser.error(f"no such benchmark: {', '.join(sorted(set(wanted) - set(scripts())))}")
     failed = [name for name in wanted if not run(name)]
     if options.readme:
-        text = README.read_text("utf-8")
-        section = "\n".join([BEGIN, *bars(), END])
-        README.write_text(
-            re.sub(f"{BEGIN}.*{END}", lambda _: section, text, flags=re.DOTALL), encoding="utf-8"
-        )
+        fill(README, "benchmarks", bars())
+        fill(COST, "cost", (HERE / "results" / "cost.md").read_text("utf-8").splitlines()[2:])
     print(json.dumps(records(), indent=2) if options.json else "\n".join(bars()))
     if failed:
         sys.stderr.write(f"failed: {', '.join(failed)}\n")

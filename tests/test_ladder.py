@@ -18,7 +18,7 @@ LADDER = (
     ("tt",),
     ("maps",),
     ("adapters", "theory", "checkpoint"),
-    ("convert",),
+    ("convert", "plugins"),
     ("peft", "experiments", "report"),
     ("cli",),
 )

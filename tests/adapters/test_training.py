@@ -23,6 +23,9 @@ SPECS = {
     "mean": AdapterSpec(width=2, latent="mean"),
     "tt_lora": AdapterSpec(width=3, method="tt_lora"),
     "lora": AdapterSpec(width=3, method="lora"),
+    "joint": AdapterSpec(width=3, method="joint"),
+    "lotr": AdapterSpec(rank=2, method="lotr"),
+    "lorta": AdapterSpec(rank=2, method="lorta", head_dim=2),
 }
 CHECKPOINTS: dict[str, Callable[..., Tensor]] = {
     "reentrant": partial(checkpoint, use_reentrant=True),
@@ -92,7 +95,7 @@ def test_training_lowers_the_loss(spec: AdapterSpec, device: torch.device) -> No
 @pytest.mark.slow
 def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
     """DistributedDataParallel over gloo: each half of the batch on its own process, averaged."""
-    names = ("latent", "concat", "nonlinear")
+    names = ("latent", "concat", "nonlinear", "lotr", "joint")
     torch.multiprocessing.spawn(_worker, args=(names, str(tmp_path)), nprocs=2)
     for name in names:
         model = tower(SPECS[name])

@@ -22,17 +22,17 @@ learning_rates = [1e-3, 3e-2]
 tuning_budget = 400
 [[methods]]
 label = "all weights"
-kind = "head"
+method = "head"
 [[methods]]
 label = "LoRA"
-kind = "lora"
+method = "lora"
 [[methods]]
 label = "TensorGuide @ M = 4"
-kind = "tensorguide"
+method = "tensorguide"
 width = 4
 [[methods]]
 label = "TensorGuide @ M = 8"
-kind = "tensorguide"
+method = "tensorguide"
 width = 8
 """
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.convert.sample import listing
 from tests.convert.shared import NAMES, SIZE, Network, batches, shared_folder
 from tests.support.tolerance import close
 from tntune.checkpoint import Calibration, open_lora
@@ -90,7 +91,7 @@ def test_the_result_is_better_and_is_what_the_report_says(
         }
 
 
-@pytest.mark.parametrize("rate", [1e-6, 0.02, 1.0, 1e6])
+@pytest.mark.parametrize("rate", [1e-6, 0.02, 1.0, 1e6, 1e60])
 def test_no_rate_makes_it_worse(
     source: Path, calibration: Calibration, teacher: Teacher, judge: Teacher, rate: float
 ) -> None:
@@ -125,6 +126,18 @@ def test_the_seed_decides(source: Path, calibration: Calibration, teacher: Teach
 
     assert after(0) == after(0)
     assert after(0) != after(1)
+
+
+def test_the_same_seed_makes_the_same_folder(
+    tmp_path: Path, source: Path, calibration: Calibration, teacher: Teacher, judge: Teacher
+) -> None:
+    task = Task(calibration, judge.divergence, Distillation(teacher, 10))
+    for name in ("one", "two"):
+        settings = ConversionSettings(Target(params=0.35), "joint")
+        (tmp_path / name).mkdir()
+        convert_lora(source, tmp_path / name / "out", settings, task=task)
+    one, two = listing(tmp_path / "one"), listing(tmp_path / "two")
+    assert one == two
 
 
 def test_the_teacher_itself_has_nothing_to_learn(source: Path, teacher: Teacher) -> None:

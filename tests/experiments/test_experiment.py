@@ -31,10 +31,10 @@ budgets = [100]
 training = { epochs = 3, batch_size = 4 }
 [[methods]]
 label = "LoRA"
-kind = "lora"
+method = "lora"
 [[methods]]
 label = "scaled"
-kind = "lora"
+method = "lora"
 training = { optimizer = "scaled_adamw", learning_rate = 1e-2 }
 """
 

@@ -325,7 +325,12 @@ CAMPAIGNS = (
         "disk full, read-only or unreadable folder, linked, impossible or equal output, vanishing source, "
         "devices and pipes, failing system calls: our error (exit code 2, one line), nothing half written",
         run,
-        1000,
+        800,
         60,
+        (
+            "a link to itself as output was a traceback: now refused",
+            "a failing removal of a draft hid the error that led to it, or was raised raw: now neither",
+            "an output's name with NUL, or too long, raised no error of ours: now OutputError",
+        ),
     ),
 )

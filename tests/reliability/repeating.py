@@ -107,9 +107,7 @@ def run(cases: int) -> Tally:
     while tally.cases < cases:
         with TemporaryDirectory() as folder:
             make_sources(Path(folder), seed)
-            found = [
-                _elsewhere(Path(folder) / name.replace(" ", "-"), seed, int(name[0])) for name in RUNS
-            ]
+            found = [_elsewhere(Path(folder) / name.replace(" ", "-"), seed, int(name[0])) for name in RUNS]
         for name, other in zip(RUNS[1:], found[1:], strict=True):
             for file, right in found[0].items():
                 if name.startswith("2") and other.get(file) != right:
@@ -129,7 +127,7 @@ CAMPAIGNS = (
         "convert, round, export, resize (folder and file), calibrate: the same seed gives the same bytes in "
         "another process and on one or two threads",
         run,
-        300,
-        40,
+        90,
+        45,
     ),
 )

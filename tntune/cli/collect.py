@@ -154,6 +154,8 @@ def _remark(report: CollectionReport) -> None:
     for name, error in others.items():
         if error is not None and error < report.error * (1 - 1e-6):
             note(f"{name} of this size are closer: {percent(error)} against {percent(report.error)}")
+    if len(report.members) > 1 and not report.shared_params:
+        note("no two members share a basis: it does not pay for these at this size")
     lost = [own.name for own in report.members if not own.layers]
     if lost:
         note(f"nothing of {', '.join(lost)} fits the budget")

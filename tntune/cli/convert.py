@@ -5,9 +5,12 @@ from typing import Annotated
 
 import typer
 
+from tntune.checkpoint.calibration import open_calibration
 from tntune.checkpoint.folder import open_adapter
 from tntune.cli.console import emit, emit_json, note, percent, progress_bar, table
+from tntune.cli.estimate import show_estimate
 from tntune.cli.options import (
+    DryRun,
     Json,
     MaxParams,
     MaxRank,
@@ -59,6 +62,7 @@ def convert(
     dtype: StoredDtype = None,
     carry: Annotated[bool, typer.Option("--carry", help="Carry unknown tensors along.")] = False,
     overwrite: Overwrite = False,
+    dry_run: DryRun = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -73,6 +77,10 @@ def convert(
         activation,
         parse_dtype(dtype),
     )
+    if dry_run:
+        known = None if calibration is None else open_calibration(calibration)
+        show_estimate(source, settings, calibration=known, json=json)
+        return
     task = make_task(source, calibration, model=model, train=train, distill=distill)
     with progress_bar(not quiet) as progress:
         report = convert_lora(

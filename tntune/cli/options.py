@@ -12,6 +12,7 @@ from tntune.report.probe import Probe, read_inputs
 
 __all__ = [
     "Compare",
+    "DryRun",
     "Html",
     "Inputs",
     "Json",
@@ -41,6 +42,10 @@ Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else there.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Say how large the source is and how much memory it takes, and stop."),
+]
 Member = Annotated[str | None, typer.Option(help="Which adapter of a library; tntune inspect lists them.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write, whole or not at all.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an adapter folder that is there.")]

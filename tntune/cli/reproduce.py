@@ -35,7 +35,7 @@ def reproduce(
         typer.Option("--output", "-o", help="Folder of tables and figures. Default: RECORDS/report."),
     ] = None,
     only: Annotated[
-        list[str] | None, typer.Option(help="Label or kind of a method, beside the baseline; repeatable.")
+        list[str] | None, typer.Option(help="Label or name of a method, beside the baseline; repeatable.")
     ] = None,
     seeds: Annotated[int | None, typer.Option(help="Seeds to report. Default: the scale's number.")] = None,
     protocol: Annotated[

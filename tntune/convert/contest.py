@@ -98,7 +98,7 @@ class Contest:
         Args:
             method: ``"svd"``, ``"joint"``, or ``"auto"`` for both.
             budget: Parameters at most.
-            tolerance: Error in the norm that the choice meets, where one does.
+            tolerance: Error in the norm that the choice meets; for a budget of :meth:`budget_of`.
 
         Raises:
             RankError: Where the budget is too small for anything.
@@ -108,7 +108,7 @@ class Contest:
         if method != "svd":
             rivals += self._weigh_all(self._joint(method, budget, self._dampings), len(self._dampings))
         if tolerance is not None:
-            meeting = [each for each in rivals if each.error <= tolerance] or [min(rivals, key=_error)]
+            meeting = (each for each in rivals if each.error <= tolerance)
             return replace(min(meeting, key=_rating), rivals=_reports(rivals))
         best = min(rivals, key=_rating)
         for louder in self._louder(best):
@@ -242,10 +242,6 @@ class Contest:
 
 def _rating(weighed: Weighed) -> float:
     return weighed.rating
-
-
-def _error(weighed: Weighed) -> float:
-    return weighed.error
 
 
 def _reports(weighed: Iterable[Weighed]) -> tuple[CandidateReport, ...]:

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,14 +11,15 @@ from torch import Tensor
 from tntune.convert.candidate import Candidate
 from tntune.convert.divergence import Divergence, Teacher
 from tntune.convert.encode import stored
-from tntune.errors import SpecError
+from tntune.errors import NumericalError, SpecError
 
 __all__ = ["Distillation", "DistillationReport", "distill"]
 
 _RATE = 0.004
 _EVERY = 10  # steps between judgements
-_WARM = 5  # steps of rising rate after each new beginning
-_RISE, _FALL = 1.3, 0.5  # of the rate after a stretch of steps that helped, or was taken back
+_WARM = 10  # steps of rising rate after each new beginning
+_RISE, _FALL = 1.15, 0.5  # of the rate after a stretch of steps that helped, or was taken back
+_PATIENCE = 1.5  # times the least divergence: what is above is taken back, what is below may be noise
 _FIRST, _SECOND = 0.9, 0.99  # decay of Adam's moments
 _TINY = 1e-12
 
@@ -31,7 +32,7 @@ class Distillation:
         teacher: The LoRA's predictions on batches to train on, others than those that judge.
         steps: At most so many, one batch each.
         rate: Relative step at first: no entry moves by more than about that share of its tensor's root mean
-            square. It rises while the held-out divergence falls, and is halved where it does not.
+            square. It rises while the held-out divergence falls, and is halved where that leaps.
         seed: Of the order of the batches.
 
     Raises:
@@ -61,6 +62,7 @@ class DistillationReport:
     Attributes:
         steps: Steps taken.
         best_step: The step whose tensors were kept; 0 where none was better than the start.
+        seed: Seed of the order of the batches.
         rate: Relative rate at first.
         last_rate: The same at the end, without the cosine.
         seconds: Time taken.
@@ -68,17 +70,22 @@ class DistillationReport:
         after: That of the tensors that were kept; never more.
 
     Example:
-        >>> DistillationReport(120, 110, 0.02, 0.005, 60.0, 0.3, 0.1).after
+        >>> DistillationReport(120, 110, 0, 0.004, 0.005, 60.0, 0.3, 0.1).after
         0.1
     """
 
     steps: int
     best_step: int
+    seed: int
     rate: float
     last_rate: float
     seconds: float
     before: float
     after: float
+
+    def metadata(self) -> dict[str, float]:
+        """What a checkpoint keeps: all but the time, so that the same seed makes the same folder."""
+        return {name: value for name, value in asdict(self).items() if name != "seconds"}
 
 
 def distill(
@@ -91,8 +98,9 @@ def distill(
     """The best state of a training: ``judge(result.factors()) <= judge(candidate.factors())``.
 
     Adam on all tensors at once, its steps relative to the size of each tensor. Every ten steps the tensors
-    are judged as they would be stored. A stretch that made them worse is taken back and the rate halved, so
-    a rate that is too high costs steps and does no harm. The rate falls to zero along a cosine.
+    are judged as they would be stored, and the best are kept. After a stretch that helped the rate rises a
+    little; one that ends far above the best is taken back and the rate halved, so a rate that is too high
+    costs steps and does no harm. Beside that the rate falls to zero along a cosine.
 
     Args:
         candidate: Of linear maps, as converted: trains, shared trains, or truncated SVDs.
@@ -119,11 +127,12 @@ def distill(
         loss = distillation.teacher.loss(order.next(), training.student.factors())
         training.step(loss, rate * _decay(step, distillation.steps))
         if step % _EVERY == 0 or step == distillation.steps:
-            found = judge(training.result().factors())
+            found = _judged(training, judge)
             if found < least:
                 best, best_step, least = training.state(), step, found
                 rate *= _RISE
-            else:
+            elif not found <= _PATIENCE * least:
+                training = _Training(candidate) if not math.isfinite(found) else training
                 training.restart(best)
                 rate *= _FALL
         if progress:
@@ -131,9 +140,24 @@ def distill(
     training.restart(best)
     seconds = time.perf_counter() - started
     report = DistillationReport(
-        distillation.steps, best_step, distillation.rate, rate, seconds, before, least
+        distillation.steps,
+        best_step,
+        distillation.seed,
+        distillation.rate,
+        rate,
+        seconds,
+        before,
+        least,
     )
     return (training.result() if best_step else candidate), report
+
+
+def _judged(training: "_Training", judge: Divergence) -> float:
+    """The divergence of the tensors as stored; infinite where they cannot be."""
+    try:
+        return judge(training.result().factors())
+    except NumericalError:
+        return math.inf
 
 
 def _decay(step: int, steps: int) -> float:

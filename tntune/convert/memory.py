@@ -51,7 +51,9 @@ def conversion_memory(
     if calibration is None and settings.method != "joint":
         return _LIBRARIES + result + _LAYER_COPIES * _widest(folder.sites)
     adapter = (2 if calibration is None else 3) * _WIDE * folder.params
-    return _LIBRARIES + result + adapter + _groups(folder.sites, calibration) + _forms(folder.sites, calibration)
+    return (
+        _LIBRARIES + result + adapter + _groups(folder.sites, calibration) + _forms(folder.sites, calibration)
+    )
 
 
 def resize_memory(opened: LoraTensors, settings: ResizeSettings) -> int:

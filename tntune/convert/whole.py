@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from tntune.checkpoint.lora import LoraFolder, LoraSite
@@ -175,7 +175,7 @@ def _write(
         "relative_error": report.relative_error,
         "task_error": report.task_error,
         "divergence": report.divergence,
-        "distillation": None if report.distillation is None else asdict(report.distillation),
+        "distillation": None if report.distillation is None else report.distillation.metadata(),
     }
     if candidate.joint:
         groups = {_group_name(i, group): (group, own) for i, (group, own) in enumerate(candidate.pieces)}

@@ -15,9 +15,7 @@ from tntune.experiments.experiment import (
     find_experiments,
     read_experiment,
 )
-from tntune.experiments.form import Form
 from tntune.experiments.kernel import start_kernel
-from tntune.experiments.kinds import KINDS, Kind
 from tntune.experiments.loop import History, train
 from tntune.experiments.method import Method
 from tntune.experiments.planes import Planes
@@ -30,7 +28,6 @@ from tntune.experiments.task import Data, Split, Task
 from tntune.experiments.training import Training
 
 __all__ = [
-    "KINDS",
     "SCALES",
     "TASKS",
     "Assignment",
@@ -41,10 +38,8 @@ __all__ = [
     "Data",
     "Entry",
     "Experiment",
-    "Form",
     "History",
     "Interval",
-    "Kind",
     "Method",
     "Planes",
     "Published",

@@ -6,18 +6,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tntune.adapters.generator import FactorGenerator
-from tntune.adapters.linear import AdaptedLinear
-from tntune.adapters.spec import check_target
-from tntune.errors import SpecError
-from tntune.experiments.method import HEAD, Method
-from tntune.experiments.target import target_sizes
+from tntune.adapters.adapt import install
+from tntune.adapters.linear import features
+from tntune.errors import SpecError, TargetError
+from tntune.experiments.method import Method, size_of
 from tntune.experiments.task import Task
 from tntune.maps.activation import activation
 from tntune.maps.group import Group
 from tntune.maps.paired import paired
 
-__all__ = ["ADAPTER", "Attached", "attach", "install_groups", "is_adapter", "stored_bytes"]
+__all__ = ["ADAPTER", "Attached", "attach", "is_adapter", "stored_bytes", "target_sizes"]
 
 ADAPTER = "adapter"
 """The part of the parameters that belongs to the method, not to the task."""
@@ -28,7 +26,7 @@ class Attached:
     """What :func:`attach` made of a model.
 
     Attributes:
-        size: Width or rank of the maps; None where there is none to choose.
+        size: Width of LoRAs, largest rank of other maps; None without maps.
         params: Trainable parameters of each part: the adapter, and each of the task's extras.
 
     Example:
@@ -62,13 +60,12 @@ def attach(
         The size that was chosen, and the parameters by part.
 
     Raises:
-        SpecError: For a budget where no size is to be chosen, or none where one is; or where something else
-            of the model trains.
-        RankError: Where no size fits the budget.
+        SpecError: For a budget where no size is to be chosen, or none where one is, or one that no size fits;
+            or where something else of the model trains.
 
     Example:
         >>> from tntune.experiments.planes import Planes
-        >>> task, lora = Planes(), Method.from_table({"label": "LoRA", "kind": "lora"})
+        >>> task, lora = Planes(), Method.from_table({"label": "LoRA", "method": "lora"})
         >>> attach(task, task.model(0), lora, budget=200, generator=torch.Generator().manual_seed(0))
         Attached(size=3, params={'adapter': 192, 'head': 34})
     """
@@ -76,45 +73,34 @@ def attach(
         need = "needs a budget" if method.is_sized else "has its size, and takes no budget"
         raise SpecError(f"{method.label}: {need}; budget={budget}")
     targets = target_sizes(model, task.targets)
-    for path in targets:
-        check_target(path, dict(model.named_modules()))
-    if method.kind == HEAD:
+    if not method.has_maps:
         for path in targets:
             model.get_submodule(path).requires_grad_(True)
         return Attached(None, _parts(task, model))
-    size = method.size_for(targets, budget) if budget is not None else method.size
-    groups = method.groups(targets, 1 if size is None else size)
-    install_groups(model, groups, generator=generator, spread=method.spread)
-    return Attached(size, _parts(task, model))
+    groups = method.groups(targets, budget)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    starts = {group.modules[0]: _start(group, generator, method.spread) for group in groups}
+    install(model, {group.modules[0]: group for group in groups}, starts)
+    for parameter in trained:  # install leaves nothing to train but the maps
+        parameter.requires_grad_(True)
+    return Attached(max(size_of(group.map) for group in groups), _parts(task, model))
 
 
-def install_groups(
-    model: nn.Module, groups: Sequence[Group], *, generator: torch.Generator, spread: float | None = None
-) -> None:
-    """Wrap the modules of each group around one generator of factors; all else trains or not as before.
+def target_sizes(model: nn.Module, paths: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """Sizes of the named linear layers, in the order of the names.
 
-    Args:
-        model: Has the modules.
-        groups: Maps with the paths of their sites.
-        generator: Draws the params.
-        spread: Standard deviation of normal entries in place of the maps' own start.
+    Raises:
+        TargetError: Where the model has no such module, or it is not linear.
 
     Example:
-        >>> from tntune.maps.lora import LoRA
-        >>> model = nn.Sequential(nn.Linear(4, 3))
-        >>> group = Group(LoRA(4, 3, 2), ("0",), (1.0,))
-        >>> install_groups(model, [group], generator=torch.Generator().manual_seed(0))
-        >>> sum(p.numel() for p in model.parameters() if p.requires_grad)
-        14
+        >>> target_sizes(nn.Sequential(nn.Linear(4, 3)), ["0"])
+        {'0': (4, 3)}
     """
-    for group in groups:
-        factors = FactorGenerator(group.map, *_start(group, generator, spread))
-        for site, (path, scale) in enumerate(zip(group.modules, group.scales, strict=True)):
-            parent, name = model.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2]
-            layer = AdaptedLinear(
-                parent.get_submodule(name), factors, scale=scale, activation=group.activation, site=site
-            )
-            setattr(parent, name, layer.train(model.training))
+    modules = dict(model.named_modules())
+    missing = [path for path in paths if path not in modules]
+    if missing or not paths:
+        raise TargetError(f"{type(model).__name__} has no modules {missing}, or none was named")
+    return {path: features(modules[path]) for path in paths}
 
 
 def is_adapter(task: Task, name: str) -> bool:
@@ -136,16 +122,14 @@ def stored_bytes(model: nn.Module, before: dict[str, Tensor]) -> int:
     return sum(trained.values())
 
 
-def _start(
-    group: Group, generator: torch.Generator, spread: float | None
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """``(params, fixed)``: the map's own start, in opposite pairs for a nonlinear σ, or normal entries."""
+def _start(group: Group, generator: torch.Generator, spread: float | None) -> dict[str, Tensor]:
+    """Params and fixed: the map's own start, in opposite pairs for a nonlinear σ, or normal entries."""
     params, fixed = group.map.init(generator)
     if spread is not None:
-        return {name: p.normal_(0, spread, generator=generator) for name, p in params.items()}, fixed
-    if activation(group.activation).linear:
-        return params, fixed
-    return paired(group.map, params), paired(group.map, fixed)
+        params = {name: p.normal_(0, spread, generator=generator) for name, p in params.items()}
+    elif not activation(group.activation).linear:
+        params, fixed = paired(group.map, params), paired(group.map, fixed)
+    return {**params, **fixed}
 
 
 def _parts(task: Task, model: nn.Module) -> dict[str, int]:

@@ -6,11 +6,11 @@ from itertools import product
 
 import torch
 
-from tntune.errors import RankError
+from tntune.experiments.attach import target_sizes
 from tntune.experiments.experiment import Contender, Experiment, Scale
+from tntune.experiments.method import Targets
 from tntune.experiments.record import Record, Records
 from tntune.experiments.run import Assignment, Run, perform, with_setting
-from tntune.experiments.target import Targets, target_sizes
 from tntune.experiments.task import Task
 
 __all__ = ["TUNING_SEED", "Bench", "Report", "Trial", "best", "conduct", "grid", "trials"]
@@ -90,25 +90,26 @@ def conduct(
     """Tune every contender on one seed by validation, then run it on the others; what exists is read.
 
     Args:
-        experiment: What to compare.
-        scale: How much of it.
-        bench: Task and records.
-        seeds: How many seeds to report, in place of the scale's number.
-        report: Told of the runs.
+            experiment: What to compare.
+            scale: How much of it.
+            bench: Task and records.
+            seeds: How many seeds to report, in place of the scale's number.
+            report: Told of the runs.
 
     Returns:
-        The records that are reported, and in words the contenders that do not fit a budget.
+            The records that are reported, and in words the contenders that do not fit a budget.
 
     Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> from tntune.experiments.experiment import find_experiments
-        >>> from tntune.experiments.planes import Planes
-        >>> experiment, quiet = find_experiments("planes")[0].only(["lora"]), lambda what, done, total: None
-        >>> with TemporaryDirectory() as folder:
-        ...     bench = Bench(Planes(), Records(folder), device=torch.device("cpu"), report=quiet)
-        ...     records, _ = conduct(experiment, "smoke", bench, seeds=1, report=quiet)
-        >>> [(record.run["budget"], record.params["adapter"]) for record in records]
-        [(192, 192), (384, 384)]
+            >>> from tempfile import TemporaryDirectory
+            >>> from tntune.experiments.attach import target_sizes
+    from tntune.experiments.experiment import find_experiments
+            >>> from tntune.experiments.planes import Planes
+            >>> experiment, quiet = find_experiments("planes")[0].only(["lora"]), lambda what, done, total: None
+            >>> with TemporaryDirectory() as folder:
+            ...     bench = Bench(Planes(), Records(folder), device=torch.device("cpu"), report=quiet)
+            ...     records, _ = conduct(experiment, "smoke", bench, seeds=1, report=quiet)
+            >>> [(record.run["budget"], record.params["adapter"]) for record in records]
+            [(192, 192), (384, 384)]
     """
     found, omitted = trials(experiment, scale, bench.targets, seeds=seeds)
     final: list[Record] = []
@@ -136,22 +137,25 @@ def trials(
     """The trials of an experiment at a scale; and in words those whose least size is above the budget.
 
     Example:
-        >>> from tntune.experiments.experiment import find_experiments
-        >>> found, _ = trials(find_experiments("planes")[0], "smoke", {"fc": (16, 16)}, seeds=2)
-        >>> {trial.seeds for trial in found}
-        {2}
+            >>> from tntune.experiments.attach import target_sizes
+    from tntune.experiments.experiment import find_experiments
+            >>> found, _ = trials(find_experiments("planes")[0], "smoke", {"fc": (16, 16)}, seeds=2)
+            >>> {trial.seeds for trial in found}
+            {2}
     """
     amount = experiment.scales[scale]
     found, omitted = [], []
     for contender in experiment.contenders:
-        runs = []
-        for budget in amount.budgets if contender.method.is_sized else (None,):
-            try:
-                if budget is not None:
-                    contender.method.size_for(targets, budget)
-                runs.append(_first(experiment, scale, contender, budget))
-            except RankError as error:
-                omitted.append(str(error))
+        budgets: tuple[int | None, ...] = (None,)
+        if contender.method.is_sized:
+            least = contender.method.least(targets)
+            budgets = tuple(budget for budget in amount.budgets if budget >= least)
+            omitted += [
+                f"{contender.method.label}: {budget} parameters are below the {least} of its least size"
+                for budget in amount.budgets
+                if budget < least
+            ]
+        runs = [_first(experiment, scale, contender, budget) for budget in budgets]
         for run in runs:
             points = grid(_nearest(runs, run, amount.tuning_budget), amount)
             found.append(Trial(run, points, amount.seeds if seeds is None else seeds))
@@ -164,13 +168,13 @@ def grid(run: Run, scale: Scale) -> tuple[Run, ...]:
     Example:
         >>> from tntune.experiments.method import Method
         >>> from tntune.experiments.training import Training
-        >>> lora = Method.from_table({"label": "LoRA", "kind": "lora"})
+        >>> lora = Method.from_table({"label": "LoRA", "method": "lora"})
         >>> run = Run(Assignment("demo", "demo", "smoke", {}), lora, 100, Training(steps=5), seed=0)
         >>> len(grid(run, Scale(seeds=1, learning_rates=(0.1, 0.2), scales=(1.0, 4.0))))
         4
     """
     rates = scale.learning_rates or (run.training.learning_rate,)
-    scales = scale.scales if scale.scales and run.method.is_scaled else (run.method.scale,)
+    scales = scale.scales if scale.scales and run.method.has_maps else (run.method.scale,)
     return tuple(with_setting(run, learning_rate=rate, scale=s) for rate, s in product(rates, scales))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tntune.errors import SpecError
-from tntune.experiments.method import Method
+from tntune.experiments.method import EXACT, Method
 from tntune.experiments.registry import SCALES
 from tntune.experiments.toml import read_toml
 from tntune.experiments.training import Training
@@ -94,7 +94,7 @@ class Contender:
     """A method, and fields of the training that are its own.
 
     Example:
-        >>> Contender(Method.from_table({"label": "LoRA", "kind": "lora"})).training
+        >>> Contender(Method.from_table({"label": "LoRA", "method": "lora"})).training
         {}
     """
 
@@ -123,7 +123,7 @@ class Experiment:
         SpecError: Where names are unknown or twice.
 
     Example:
-        >>> find_experiments("planes")[0].names >= {"LoRA", "tensorguide-shared"}
+        >>> find_experiments("planes")[0].names >= {"LoRA", "joint"}
         True
     """
 
@@ -143,9 +143,9 @@ class Experiment:
         if self.protocol not in PROTOCOLS:
             raise SpecError(f"protocol must be one of {', '.join(PROTOCOLS)}, not {self.protocol!r}")
         if any(
-            len(self.contenders) != 1 or c.method.kind != "exact" for c in self.contenders if self.published
+            len(self.contenders) != 1 or c.method.name != EXACT for c in self.contenders if self.published
         ):
-            raise SpecError("published rows are of one contender, of kind exact")
+            raise SpecError("published rows are of one contender, of method exact")
         if not set(self.scales) <= set(SCALES):
             raise SpecError(f"scales are {', '.join(SCALES)}, not {', '.join(self.scales)}")
         labels = [contender.method.label for contender in self.contenders]
@@ -167,13 +167,13 @@ class Experiment:
 
     @property
     def names(self) -> set[str]:
-        """Labels and kinds of the contenders."""
-        return {name for c in self.contenders for name in (c.method.label, c.method.kind)}
+        """Labels and methods of the contenders."""
+        return {name for c in self.contenders for name in (c.method.label, c.method.name)}
 
     def only(self, names: Sequence[str]) -> "Experiment":
-        """The same with the contenders of these labels or kinds, and the baseline."""
+        """The same with the contenders of these labels or methods, and the baseline."""
         wanted = {*names, self.baseline}
-        kept = tuple(c for c in self.contenders if {c.method.label, c.method.kind} & wanted)
+        kept = tuple(c for c in self.contenders if {c.method.label, c.method.name} & wanted)
         return replace(self, contenders=kept)
 
 

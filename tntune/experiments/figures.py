@@ -8,8 +8,11 @@ from typing import Any
 
 from tntune.experiments.comparison import Entry, series
 from tntune.experiments.loading import extra
+from tntune.experiments.method import EXACT, HEAD
 from tntune.experiments.record import Record
 from tntune.experiments.statistics import Interval
+from tntune.maps.build_joint import STACK_METHODS
+from tntune.maps.recipe import DEFAULT_WIDTH
 
 __all__ = ["AXES", "curve_figure", "score_figure", "width_of"]
 
@@ -36,13 +39,14 @@ _FORMATS: Mapping[str, dict[str, Any]] = {"svg": {"metadata": {"Date": None}}, "
 def width_of(entry: Entry) -> int | None:
     """M of the maps: the size of a LoRA, an option of others; None where there is no map."""
     method = entry.first.run["method"]
-    if method["kind"] in ("head", "exact"):
+    if method["method"] in (HEAD, EXACT):
         return None
-    return entry.first.size if method["kind"] == "lora" else int(method.get("width", 8))
+    is_rank = method["method"] == "lora" or method["method"] in STACK_METHODS
+    return entry.first.size if is_rank else int(method.get("width", DEFAULT_WIDTH))
 
 
 def _rank_of(entry: Entry) -> int | None:
-    return None if entry.first.run["method"]["kind"] in ("head", "lora", "exact") else entry.first.size
+    return None if entry.first.run["method"]["method"] in (HEAD, EXACT, "lora") else entry.first.size
 
 
 AXES: Mapping[str, tuple[str, Callable[[Entry], int | None]]] = {

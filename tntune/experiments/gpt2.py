@@ -1,4 +1,4 @@
-"""Small GPT-2s: trained here on the standard library's code, or read from a folder of the user's."""
+"""Small GPT-2s: trained here on the standard library's prose, or read from a folder of the user's."""
 
 import hashlib
 from collections.abc import Mapping
@@ -13,13 +13,13 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from tntune.errors import CheckpointError
 from tntune.experiments.perplexity import token_losses
 from tntune.experiments.pretrained import cached_state, fit, quiet_random
-from tntune.experiments.text import module_files, read_text
+from tntune.experiments.text import docstrings, module_files
 from tntune.experiments.tokens import rows_of, train_tokenizer
 
 __all__ = ["BATCH", "Base", "Size", "gpt2", "own_base", "published_base"]
 
-BATCH = 16
-"""Rows in a batch."""
+BATCH = 8
+"""Rows in a batch that a base model learns from."""
 
 _RATE = 3e-3
 
@@ -34,7 +34,7 @@ class Size:
         heads: Of each attention.
         vocabulary: Rows of its embedding.
         length: Tokens in a row.
-        steps: Batches of 16 rows that it learns from.
+        steps: Batches of 8 rows that it learns from.
 
     Example:
         >>> Size(2, 64, 2, 512, 32, 100).config().n_embd
@@ -104,9 +104,9 @@ def gpt2(config: GPT2Config, generator: torch.Generator) -> GPT2LMHeadModel:
 
 
 def own_base(size: Size, cache: Path) -> Base:
-    """A model that has read the code of the standard library's top-level modules; made once, then kept.
+    """A model that has read the docstrings of the standard library's top-level modules; made once, then kept.
 
-    Its tokenizer learned from the same code.
+    Its tokenizer learned from the same text.
 
     Args:
         size: Of the model.
@@ -119,10 +119,10 @@ def own_base(size: Size, cache: Path) -> Base:
         >>> base.state["lm_head.weight"].shape
         torch.Size([256, 8])
     """
-    code = [read_text(path) for path in module_files()]
-    text = "\n".join(code)
-    tokenizer = train_tokenizer(code, size.vocabulary)
-    key = {"model": "GPT-2 on code", **asdict(size), "text": hashlib.sha256(text.encode()).hexdigest()}
+    prose = docstrings(module_files())
+    text = "\n\n".join(prose)
+    tokenizer = train_tokenizer(prose, size.vocabulary)
+    key = {"model": "GPT-2 on docstrings", **asdict(size), "text": hashlib.sha256(text.encode()).hexdigest()}
     return Base(tokenizer, size.config(), cached_state(cache, key, lambda: _trained(size, text, tokenizer)))
 
 

@@ -1,4 +1,4 @@
-"""The paper's second task: a small GPT-2 learns WikiText-2, or other prose, scored by perplexity."""
+"""The paper's second task: a small GPT-2 learns WikiText-2, or code, scored by perplexity."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from transformers import GPT2Config
 
 from tntune.errors import SpecError
-from tntune.experiments.gpt2 import BATCH, Size, gpt2, own_base, published_base
+from tntune.experiments.gpt2 import Size, gpt2, own_base, published_base
 from tntune.experiments.perplexity import token_losses
 from tntune.experiments.pretrained import default_cache
 from tntune.experiments.task import Data, Split, Task
-from tntune.experiments.text import docstrings, module_files, package_files, split_texts, wikitext
+from tntune.experiments.text import package_files, read_text, split_texts, wikitext
 from tntune.experiments.tokens import rows_of
 
 __all__ = ["SCALES", "TARGETS", "LanguageTask", "wikitext_task"]
@@ -22,7 +22,7 @@ __all__ = ["SCALES", "TARGETS", "LanguageTask", "wikitext_task"]
 SCALES: Mapping[str, tuple[Size, tuple[int, int, int]]] = MappingProxyType(
     {
         "smoke": (Size(2, 64, 2, 512, 32, 100), (400, 60, 60)),
-        "small": (Size(4, 128, 4, 2048, 64, 400), (3000, 250, 500)),
+        "small": (Size(4, 128, 4, 1024, 64, 800), (3000, 250, 500)),
         "paper": (Size(6, 768, 12, 50257, 256, 20000), (20000, 2000, 2000)),
     }
 )
@@ -81,8 +81,8 @@ class LanguageTask(Task):
         training = model.training
         model.eval()
         total, count = 0.0, 0
-        for start in range(0, len(split["tokens"]), 4 * BATCH):
-            batch = {name: rows[start : start + 4 * BATCH] for name, rows in split.items()}
+        for start in range(0, len(split["tokens"]), 64):
+            batch = {name: rows[start : start + 64] for name, rows in split.items()}
             losses, counted = self._losses(model, batch)
             total, count = total + float(losses[counted].double().sum()), count + int(counted.sum())
         model.train(training)
@@ -103,12 +103,13 @@ def wikitext_task(
     base: Path | None = None,
     cache: Path | None = None,
 ) -> LanguageTask:
-    """WikiText-2 from a folder, or else docstrings of the standard library's packages.
+    """WikiText-2 from a folder, or else the code of the standard library's packages.
 
-    The base model is trained here, once, on the code of the standard library's top-level modules, and kept;
-    adapters then teach it prose. Where the folder has no training file, five sixths of the validation
-    articles are trained on and the rest validates; the test file is the test in any case. Of more rows than
-    the scale takes, the first are taken.
+    The base model is trained here, once, on the docstrings of the library's top-level modules, and kept;
+    adapters then teach it another kind of text. Files of code are split by a hash of their openings. Where
+    the folder has no training file, five sixths of the validation articles are trained on and the rest
+    validates; the test file is the test in any case. Of more rows than the scale takes, so many are taken
+    at even distances.
 
     Args:
         scale: A key of :data:`SCALES`; at ``"paper"`` our base model takes hours without an accelerator.
@@ -135,21 +136,24 @@ def wikitext_task(
         raise SpecError(f"target is one of {', '.join(TARGETS)}, not {target!r}")
     size, most = SCALES[scale]
     found = published_base(Path(base)) if base else own_base(size, Path(cache) if cache else default_cache())
-    texts = _prose() if data is None else wikitext(data)
+    texts = _code() if data is None else wikitext(data)
     parts = [rows_of(texts[part], found.tokenizer, size.length) for part in ("train", "validation", "test")]
-    kept = [{name: rows[:k] for name, rows in part.items()} for part, k in zip(parts, most, strict=True)]
+    kept = [_spread(part, k) for part, k in zip(parts, most, strict=True)]
     targets = _targets(target, found.config.n_layer)
     return LanguageTask(Data(*kept), found.config, targets=targets, state=found.state)
 
 
-def _prose() -> dict[str, str]:
-    """Docstrings of packages that the base model has not read in the code of modules."""
-    known = set(docstrings(module_files()))
-    fresh = [text for text in docstrings(package_files()) if text not in known]
-    parts = split_texts(fresh, (0.8, 0.07, 0.13))
-    return {
-        name: "\n\n".join(part) for name, part in zip(("train", "validation", "test"), parts, strict=True)
-    }
+def _code() -> dict[str, str]:
+    """Source files of packages in three parts; each text once."""
+    parts = split_texts(dict.fromkeys(map(read_text, package_files())), (0.8, 0.07, 0.13))
+    return {name: "\n".join(part) for name, part in zip(("train", "validation", "test"), parts, strict=True)}
+
+
+def _spread(part: Split, most: int) -> Split:
+    """So many rows at even distances, or all where there are fewer."""
+    count = len(part["tokens"])
+    rows = torch.arange(min(count, most)) * count // min(count, most)
+    return {name: tensor[rows] for name, tensor in part.items()}
 
 
 def _targets(target: str, layers: int) -> tuple[str, ...]:

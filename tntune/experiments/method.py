@@ -1,143 +1,163 @@
 """Method: how the frozen base model of a task becomes a trainable one, at a number of parameters."""
 
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from tntune.errors import RankError, SpecError
-from tntune.experiments.form import Form
-from tntune.experiments.kinds import KINDS, Kind
-from tntune.experiments.target import Targets, stacks
+from tntune.errors import SpecError
 from tntune.maps.activation import activation
-from tntune.maps.base import positive
+from tntune.maps.base import WeightMap
+from tntune.maps.codec import decode_map
 from tntune.maps.group import Group
+from tntune.maps.loretta import LoRETTA
+from tntune.maps.recipe import METHODS, Recipe, Sizes
 from tntune.maps.site import finite
+from tntune.maps.tt_lora import TTLoRA
 
-__all__ = ["HEAD", "Method"]
+__all__ = ["EXACT", "HEAD", "Method", "Targets", "size_of"]
 
 HEAD = "head"
-"""The kind that trains the targets themselves, without any map."""
+"""The method that trains the targets themselves, without any map."""
+
+EXACT = "exact"
+"""The method whose map is given as it is, for rows of a published table."""
+
+Targets = Mapping[str, Sizes]
+"""``(in_features, out_features)`` of every target by its path."""
+
+_OWN = ("label", "activation", "scale", "spread", "map")
 
 
 @dataclass(frozen=True)
 class Method:
-    """One contender of a comparison: a kind of map with its options, the same for all targets.
+    """One contender of a comparison, with the same options for all targets.
 
     Attributes:
-        label: Its name in tables and records.
-        kind: ``"head"``, or a name in :data:`tntune.experiments.KINDS`.
-        size: Width or rank of the maps; None where a budget chooses it.
-        form: Options of the maps.
+        label: Its name in tables and records; members of one series have the same text before ``" @ "``.
+        recipe: How maps are made; None for :data:`HEAD` and :data:`EXACT`. Where it gives neither rank nor,
+            for a LoRA, width, a budget chooses.
+        map: The JSON of the one exact map.
         activation: Name of σ; for a nonlinear one units start in opposite pairs.
         scale: s in ``y = base(x) + s up σ(down x)``.
         spread: Standard deviation of normal entries that replace the maps' own start; None keeps it.
 
     Raises:
-        SpecError: For an unknown kind, an option that the kind does not have, or a size where none is
-            chosen.
+        SpecError: For a recipe together with a map, or options without either.
 
     Example:
-        >>> lora = Method.from_table({"label": "LoRA", "kind": "lora"})
-        >>> lora.size_for({"fc": (512, 2)}, 2100), lora.count({"fc": (512, 2)}, 4)
-        (4, 2056)
+        >>> lora = Method.from_table({"label": "LoRA", "method": "lora"})
+        >>> [group.map.width for group in lora.groups({"fc": (512, 2)}, 2100)], lora.least({"fc": (512, 2)})
+        ([4], 514)
     """
 
     label: str
-    kind: str
-    size: int | None = None
-    form: Form = field(default=Form())
+    recipe: Recipe | None = None
+    map: dict[str, Any] | None = None
     activation: str = "identity"
     scale: float = 1.0
     spread: float | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in (HEAD, *KINDS):
-            raise SpecError(f"kind must be one of {', '.join((HEAD, *KINDS))}, not {self.kind!r:.80}")
-        if self.size is not None:
-            positive("size", self.size)
         activation(self.activation)
         finite("scale", self.scale)
-        known = {"label", "kind"} | (set() if self.kind == HEAD else set(_COMMON) | set(self._kind.options))
-        if self.kind != HEAD and self._kind.size == "none":
-            known.discard("size")
-        unused = sorted(set(self.to_table()) - known)
-        if unused:
-            raise SpecError(f"{self.label}: the kind {self.kind!r} has no {', '.join(unused)}")
+        if self.recipe is not None and self.map is not None:
+            raise SpecError(f"{self.label}: a map is given as it is, or made by a recipe, not both")
+        if self.recipe is not None and self.recipe.params is not None:
+            raise SpecError(f"{self.label}: budgets are the experiment's, not params={self.recipe.params}")
+        if not self.has_maps and (self.activation, self.scale, self.spread) != ("identity", 1.0, None):
+            raise SpecError(f"{self.label}: method {HEAD!r} has no activation, scale or spread")
 
     @classmethod
     def from_table(cls, table: Mapping[str, Any]) -> "Method":
-        """The method of a flat table: :meth:`to_table` undoes it.
+        """The method of a flat table with a label and a method; :meth:`to_table` undoes it.
 
         Raises:
-            SpecError: Where the table has unknown keys, or lacks label or kind.
+            SpecError: For a key that the method does not have, or one that is missing.
         """
-        form = {f.name for f in fields(Form)}
-        unknown = sorted(set(table) - form - {"label", "kind", *_COMMON})
-        if unknown or not {"label", "kind"} <= set(table):
-            raise SpecError(f"a method has a label and a kind, and no {', '.join(unknown) or 'other key'}")
-        own = {key: value for key, value in table.items() if key not in form}
-        return cls(**own, form=Form(**{key: value for key, value in table.items() if key in form}))
+        missing = sorted({"label", "method"} - set(table))
+        name = table.get("method")
+        recipe = {key: value for key, value in table.items() if key not in _OWN}
+        unknown = sorted(set(recipe) - ({"method"} if name in (HEAD, EXACT) else _recipe_keys()))
+        if missing or unknown or (name == EXACT) != ("map" in table):
+            raise SpecError(
+                f"{table.get('label', 'a method')}: missing {missing}, unknown {unknown}; "
+                f"a map is for method {EXACT!r} alone"
+            )
+        if name not in (HEAD, EXACT, *METHODS):
+            raise SpecError(f"method must be one of {', '.join((HEAD, EXACT, *METHODS))}, not {name!r:.80}")
+        own = {key: table[key] for key in _OWN if key in table}
+        return cls(**own, recipe=None if name in (HEAD, EXACT) else Recipe(**recipe))
 
     def to_table(self) -> dict[str, Any]:
         """All that is not as in a method of defaults, flat: what settings and records hold."""
-        default = asdict(Form()) | {f.name: f.default for f in fields(self) if f.name in _COMMON}
-        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "form"} | asdict(self.form)
-        return {key: value for key, value in own.items() if key not in default or value != default[key]}
+        own = {key: getattr(self, key) for key in _OWN if getattr(self, key) != _DEFAULTS.get(key)}
+        if self.recipe is None:
+            return {**own, "method": self.name}
+        made = asdict(self.recipe)
+        given = {key: value for key, value in made.items() if value != asdict(Recipe())[key]}
+        return {**own, **given, "method": self.name}
+
+    @property
+    def name(self) -> str:
+        """Of the method, as settings have it."""
+        if self.recipe is not None:
+            return self.recipe.method
+        return HEAD if self.map is None else EXACT
+
+    @property
+    def has_maps(self) -> bool:
+        """Whether there are maps at all, so that there is a scale to tune."""
+        return self.recipe is not None or self.map is not None
 
     @property
     def is_sized(self) -> bool:
         """Whether a budget chooses the size."""
-        return self.kind != HEAD and self.size is None and self._kind.size != "none"
+        if self.recipe is None or self.recipe.rank is not None:
+            return False
+        return self.recipe.method != "lora" or self.recipe.width is None
 
-    @property
-    def is_scaled(self) -> bool:
-        """Whether there is a scale to tune."""
-        return self.kind != HEAD
+    def least(self, targets: Targets) -> int:
+        """Parameters of all maps at rank 1, or of a LoRA of width 1: the least budget."""
+        assert self.recipe is not None
+        one = {"width": 1} if self.recipe.method == "lora" else {"rank": 1}
+        smallest = replace(self, recipe=replace(self.recipe, **one))
+        return sum(group.map.num_parameters for group in smallest.groups(targets, None))
 
-    def count(self, targets: Targets, size: int) -> int:
-        """Parameters of all maps at a size, a shared one counted once."""
-        alike = Counter(stack for stack, _ in stacks(targets, shared=self._kind.shared))
-        return sum(
-            n * self._kind.build(self.form, stack, size, 0).num_parameters for stack, n in alike.items()
-        )
-
-    def size_for(self, targets: Targets, budget: int) -> int:
-        """The least size with the largest number of parameters that is at most the budget.
+    def groups(self, targets: Targets, budget: int | None) -> tuple[Group, ...]:
+        """The maps with the targets that each serves; all together have at most ``budget`` parameters.
 
         Raises:
-            RankError: Where size 1 has more; says how many.
+            SpecError: Where the budget is below the least size, or a recipe or map does not fit the targets.
         """
-        least = self.count(targets, 1)
-        if least > budget:
-            raise RankError(
-                f"{self.label}: a budget of {budget} is below the {least} parameters of the least size"
-            )
-        low, high = 1, 2
-        while self.count(targets, low) < self.count(targets, high) <= budget:
-            low, high = high, 2 * high
-        while high - low > 1:
-            middle = (low + high) // 2
-            fits = self.count(targets, low) < self.count(targets, middle) <= budget
-            low, high = (middle, high) if fits else (low, middle)
-        return low
-
-    def groups(self, targets: Targets, size: int) -> tuple[Group, ...]:
-        """The maps at this size with the targets that each serves; no two latents are alike."""
-        found = stacks(targets, shared=self._kind.shared)
+        if self.recipe is None:
+            made: list[tuple[tuple[str, ...], WeightMap]] = [((x,), decode_map(self.map)) for x in targets]
+        else:
+            recipe = self.recipe if budget is None else replace(self.recipe, params=budget)
+            if recipe.is_joint:
+                made = [(grid.modules, found) for grid, found in recipe.joint_maps(targets).values()]
+            else:
+                made = [((path,), found) for path, found in recipe.layer_maps(targets).items()]
         return tuple(
-            Group(
-                self._kind.build(self.form, stack, size, seed),
-                paths,
-                (self.scale,) * stack.sites,
-                self.activation,
-            )
-            for seed, (stack, paths) in enumerate(found)
+            Group(found, paths, (self.scale,) * len(paths), self.activation) for paths, found in made
         )
 
-    @property
-    def _kind(self) -> Kind:
-        return KINDS[self.kind]
+
+def size_of(map: WeightMap) -> int:
+    """What a budget chooses: the width of a LoRA, the largest rank of other maps.
+
+    Example:
+        >>> size_of(Recipe(rank=5).layer_map((24, 24)))
+        5
+    """
+    if isinstance(map, TTLoRA):
+        return max(*map.down_train.ranks, *map.up_train.ranks)
+    if isinstance(map, LoRETTA):
+        return map.rank
+    return max(getattr(map, "ranks", (map.width,)))
 
 
-_COMMON = ("size", "activation", "scale", "spread")
+_DEFAULTS = {f.name: f.default for f in fields(Method)}
+
+
+def _recipe_keys() -> set[str]:
+    return {f.name for f in fields(Recipe)}

@@ -60,7 +60,7 @@ class Run:
         role: ``"tuning"`` or ``"final"``; not part of the key.
 
     Example:
-        >>> lora = Method.from_table({"label": "LoRA", "kind": "lora"})
+        >>> lora = Method.from_table({"label": "LoRA", "method": "lora"})
         >>> run = Run(Assignment("demo", "demo", "smoke", {}), lora, 100, Training(steps=5), seed=0)
         >>> run.key("0123") == replace(run, role="tuning").key("0123") != run.key("4567")
         True
@@ -106,11 +106,11 @@ def perform(run: Run, task: Task, *, device: torch.device, progress: Progress | 
         progress: Called after every step.
 
     Raises:
-        SpecError, RankError: Where the method does not fit the task or the budget.
+        SpecError: Where the method does not fit the task or the budget.
 
     Example:
         >>> from tntune.experiments.planes import Planes
-        >>> lora = Method.from_table({"label": "LoRA", "kind": "lora"})
+        >>> lora = Method.from_table({"label": "LoRA", "method": "lora"})
         >>> run = Run(Assignment("demo", "planes", "smoke", {}), lora, 200, Training(steps=5), seed=0)
         >>> record = perform(run, Planes(), device=torch.device("cpu"))
         >>> record.label, record.params
@@ -155,7 +155,7 @@ def with_setting(run: Run, *, learning_rate: float, scale: float) -> Run:
     """The same run at another point of the grid.
 
     Example:
-        >>> lora = Method.from_table({"label": "LoRA", "kind": "lora"})
+        >>> lora = Method.from_table({"label": "LoRA", "method": "lora"})
         >>> run = Run(Assignment("demo", "demo", "smoke", {}), lora, 100, Training(steps=5), seed=0)
         >>> with_setting(run, learning_rate=0.5, scale=2.0).training.learning_rate
         0.5

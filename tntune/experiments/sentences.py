@@ -25,8 +25,8 @@ TREC = ("TREC.train.all", "TREC.test.all")
 
 SCALES: Mapping[str, tuple[tuple[int, int, int], int]] = MappingProxyType(
     {
-        "smoke": ((200, 60, 100), 16),
-        "small": ((1500, 250, 500), 24),
+        "smoke": ((200, 60, 100), 12),
+        "small": ((1500, 250, 500), 16),
         "paper": ((100000, 500, 100000), 64),
     }
 )

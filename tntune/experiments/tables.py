@@ -95,7 +95,7 @@ def _notes(entries: Sequence[Entry], baseline: str) -> str:
 
 def _published_row(row: Published, experiment: Experiment, entry: Entry | None) -> tuple[object, ...]:
     (contender,) = experiment.contenders
-    adapter = decode_map(contender.method.form.map).num_parameters
+    adapter = decode_map(contender.method.map).num_parameters
     other = row.other if entry is None else sum(entry.extras.values())
     total = adapter + other
     common = (

@@ -58,7 +58,7 @@ class Branch:
     def factors(self) -> Factors:
         """The factors at the stored latent in float64, the scale in ``up``."""
         down, up = self.generator.stored()
-        return Factors(down.double(), self.scale * up.double())
+        return Factors(down.detach().double(), self.scale * up.detach().double())
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,96 @@
+"""Run the campaigns at their full counts, and keep their results in RELIABILITY.md.
+
+    python tests/reliability/run.py                       # all of them, about an hour on one core
+    python tests/reliability/run.py kills disk            # these only; the rows of the others stay
+    python tests/reliability/run.py header --cases 500    # a first look, of which nothing is written
+    python tests/reliability/run.py --list                # names and promises
+
+A campaign draws each of its cases from the case's number alone, so every run tries the same ones.
+"""
+
+import argparse
+import sys
+import time
+import warnings
+from pathlib import Path
+
+HOME = Path(__file__).parents[2]
+sys.path[0] = str(HOME)  # in place of this folder
+
+from tests.reliability.campaign import Campaign, Tally  # noqa: E402
+from tests.reliability.every import CAMPAIGNS  # noqa: E402
+
+PAGE = HOME / "RELIABILITY.md"
+HEAD = """# Reliability
+
+What tntune promises under bad input, faults and extreme numbers, and how often that was tried. Every line is one
+campaign of `tests/reliability`; its cases are drawn from fixed seeds, so each run tries the same. This table is
+written by `python tests/reliability/run.py`; `pytest -m slow tests/reliability` tries a hundredth of it.
+
+| campaign | what is promised | cases tried | failures now | seconds | command |
+|---|---|---:|---:|---:|---|
+"""
+
+
+def row(campaign: Campaign, tally: Tally, seconds: float) -> str:
+    """A campaign's line of the table."""
+    ends = ", ".join(f"{count:,} {end}" for end, count in sorted(tally.outcomes.items(), key=lambda x: -x[1]))
+    notes = "".join(f"; {note}" for note in tally.notes)
+    cells = (
+        campaign.name,
+        f"{campaign.promise} ({ends}{notes})",
+        f"{tally.cases:,}",
+        str(tally.failures),
+        f"{seconds:.0f}",
+        f"`python tests/reliability/run.py {campaign.name}`",
+    )
+    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
+
+
+def found() -> str:
+    """The list of what the campaigns have found."""
+    lines = [f"- **{each.name}**: {one}" for each in CAMPAIGNS for one in each.found]
+    head = f"\n## Failures found and fixed: {len(lines)}\n\nEach has a test of its own beside the module it was in.\n"
+    return "\n".join([head, *lines]) + "\n"
+
+
+def write(campaign: Campaign, line: str) -> None:
+    """The page with this line in its place."""
+    before = PAGE.read_text().splitlines() if PAGE.exists() else []
+    rows = {text.split(" | ")[0].removeprefix("| "): text for text in before if text.startswith("| ")}
+    rows[campaign.name] = line
+    kept = [rows[each.name] for each in CAMPAIGNS if each.name in rows]
+    PAGE.write_text(HEAD + "\n".join(kept) + "\n" + found())
+
+
+def main() -> int:
+    """Run what was asked for; the number of broken promises, at most 1, is the exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("names", nargs="*", help="Campaigns; all by default.")
+    parser.add_argument("--cases", type=int, help="Cases of each campaign; writes nothing.")
+    parser.add_argument("--list", action="store_true", help="Print names and promises.")
+    given = parser.parse_args()
+    unknown = set(given.names) - {each.name for each in CAMPAIGNS}
+    if unknown:
+        parser.error(
+            f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(c.name for c in CAMPAIGNS)}"
+        )
+    chosen = [each for each in CAMPAIGNS if each.name in given.names or not given.names]
+    broken = 0
+    for campaign in chosen:
+        if given.list:
+            print(f"{campaign.name}: {campaign.promise}")
+            continue
+        began = time.perf_counter()
+        tally = campaign.run(given.cases or campaign.full)
+        line = row(campaign, tally, time.perf_counter() - began)
+        print("\n".join([line, *tally.shown]), flush=True)
+        broken += tally.failures
+        if given.cases is None:
+            write(campaign, line)
+    return min(broken, 1)
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    sys.exit(main())
