@@ -9,7 +9,6 @@ is the peak of the process (VmHWM), less what it had after the imports.
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from common.memory import megabytes
 
 from tntune.checkpoint import LoraEntry, write_lora
 from tntune.convert import ConversionSettings, Target, convert_lora
@@ -47,19 +47,12 @@ def entries(layers: int, dtype: torch.dtype) -> Iterator[LoraEntry]:
             yield LoraEntry(f"model.layers.{layer}.{name}", down.to(dtype), (up * decay).to(dtype))
 
 
-def megabytes(field: str) -> float:
-    """A memory field of this process, such as its peak VmHWM."""
-    status = Path("/proc/self/status").read_text()
-    found = re.search(rf"^{field}:\s+(\d+) kB$", status, re.MULTILINE)
-    return int(found[1]) / 1000 if found else float("nan")
-
-
 def measured(source: Path, output: Path, method: str, share: float) -> dict[str, float]:
     """One conversion in this process: its time, its memory and its report."""
-    before, start, busy = megabytes("VmHWM"), time.perf_counter(), time.process_time()
+    before, start, busy = megabytes(), time.perf_counter(), time.process_time()
     report = convert_lora(source, output, ConversionSettings(Target(params=share), method))
     seconds, busy = time.perf_counter() - start, time.process_time() - busy
-    peak = megabytes("VmHWM")
+    peak = megabytes()
     return {
         "seconds": seconds,
         "busy": busy,

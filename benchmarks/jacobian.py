@@ -4,16 +4,18 @@
 
 At 2^16 entries both run in turn in one process: ours by environments, and jacfwd with one product. Times
 are medians of CPU seconds, so that other work on the machine does not count; memory is the peak of all
-rows so far.
+rows so far. The floor is writing the P² entries of JᵀJ once.
 """
 
 import argparse
-import resource
 import time
 from collections.abc import Callable
 from statistics import median
 
 import torch
+from common.machine import FLOAT, Machine
+from common.memory import megabytes
+from common.turns import duration, head
 from torch import Tensor
 from torch.func import jacfwd
 
@@ -44,15 +46,16 @@ def seconds(run: Callable[[], object]) -> float:
 
 
 def peak() -> str:
-    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB"
+    return f"{megabytes():.0f} MB"
 
 
-def line(case: str, own: list[Tensor], what: str, elapsed: float, note: str) -> None:
+def line(case: str, own: list[Tensor], what: str, elapsed: float, note: str, machine: Machine) -> None:
     count = sum(core.numel() for core in own)
-    print(f"| {case} | {count} | {what} | {elapsed * 1e3:.0f} ms | {note} | {peak()} |", flush=True)
+    floor = duration(machine.floor(0, count**2 * own[0].itemsize / FLOAT))
+    print(f"| {case} | {count} | {what} | {elapsed * 1e3:.0f} ms | {floor} | {note} | {peak()} |", flush=True)
 
 
-def huge(modes: tuple[int, ...], rank: int, repeats: int) -> None:
+def huge(modes: tuple[int, ...], rank: int, repeats: int, machine: Machine) -> None:
     """JᵀJ, its spectrum, and the singular values without squaring, at entries that nobody can hold."""
     own = train(modes, rank)
     jacobian = TrainJacobian.plain(own)
@@ -61,14 +64,14 @@ def huge(modes: tuple[int, ...], rank: int, repeats: int) -> None:
         (seconds(jacobian.gram), seconds(lambda: torch.linalg.eigvalsh(jacobian.gram())))
         for _ in range(repeats)
     ]
-    line(case, own, "JᵀJ", median(first for first, _ in both), "")
+    line(case, own, "JᵀJ", median(first for first, _ in both), "", machine)
     dimension = jacobian.num_parameters - sum(len(core) ** 2 for core in own[1:])
     report = SpectrumReport.from_gram(jacobian.gram(), rank_bound=dimension)
     note = f"rank {report.rank} of {dimension}"
-    line(case, own, "JᵀJ and its spectrum", median(second for _, second in both), note)
+    line(case, own, "JᵀJ and its spectrum", median(second for _, second in both), note, machine)
     v = torch.ones(jacobian.num_parameters, dtype=torch.float64)
-    line(case, own, "JᵀJ v", median(seconds(lambda: jacobian.matvec(v)) for _ in range(repeats)), "")
-    line(case, own, "C = QᵀJ", median(seconds(jacobian.factor) for _ in range(repeats)), "")
+    line(case, own, "JᵀJ v", median(seconds(lambda: jacobian.matvec(v)) for _ in range(repeats)), "", machine)
+    line(case, own, "C = QᵀJ", median(seconds(jacobian.factor) for _ in range(repeats)), "", machine)
 
 
 def main() -> None:
@@ -77,18 +80,24 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    print("| train | P | what | time | ratio, gap or rank | peak so far |\n|---|---|---|---|---|---|")
-    huge((4,) * 20, 6, options.repeats)
-    huge((16,) * 10, 4, options.repeats)
+    head("train", "P", "what", "time", "floor", "ratio, gap or rank", "peak so far")
+    machine = Machine.measured()
+    huge((4,) * 20, 6, options.repeats, machine)
+    huge((16,) * 10, 4, options.repeats, machine)
     own = train((4,) * 8, 6)
     jacobian = TrainJacobian.plain(own)
     pairs = [(seconds(jacobian.gram), seconds(lambda: by_torch(own))) for _ in range(options.repeats)]
     ours, theirs = (median(pair[i] for pair in pairs) for i in (0, 1))
     gram, expected = jacobian.gram(), by_torch(own)
     gap = float((gram - expected).abs().max() / expected.abs().max())
-    line("2^16: 4^8, r = 6", own, "JᵀJ", ours, f"gap {gap:.0e}")
+    line("2^16: 4^8, r = 6", own, "JᵀJ", ours, f"gap {gap:.0e}", machine)
     line(
-        "2^16: 4^8, r = 6", own, "torch.func.jacfwd and a product", theirs, f"{theirs / ours:.0f} times ours"
+        "2^16: 4^8, r = 6",
+        own,
+        "torch.func.jacfwd and a product",
+        theirs,
+        f"{theirs / ours:.0f} times ours",
+        machine,
     )
 
 

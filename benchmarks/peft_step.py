@@ -10,7 +10,6 @@ The floor is what the products of the frozen model take at the measured peaks of
 """
 
 import argparse
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from statistics import median
 
 import torch
 from common.machine import Machine
+from common.memory import megabytes
 from common.turns import duration, head, in_turn, ratio, row, wall_seconds
 from peft import LoraConfig, PeftConfig, PeftModel, VeraConfig, get_peft_model
 from torch import Tensor
@@ -128,7 +128,7 @@ def main() -> None:
         run = train_step(model(options.peak_of, options), ids)
         for _ in range(3):
             run()
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        print(megabytes())
         return
     machine, entries = Machine.measured(), multiplications(options)
     flops = 2 * entries * options.rows * options.tokens

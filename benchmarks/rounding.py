@@ -3,7 +3,8 @@
     python benchmarks/rounding.py
 
 Each train is a random one plus another of the same ranks and a tenth of the tolerance in norm, so that
-rounding to the tolerance halves the ranks. Both run in turn in one process; times are medians.
+rounding to the tolerance halves the ranks. Both run in turn in one process; times are medians. The floor is
+the multiplications of one QR sweep at the peak of the machine, in float64 at half of it.
 """
 
 import argparse
@@ -13,6 +14,8 @@ from statistics import median
 
 import torch
 import torchtt
+from common.machine import Machine
+from common.turns import duration
 
 from tntune.tt import (
     RankRule,
@@ -46,7 +49,12 @@ def measured(run: Callable[[], Train]) -> tuple[float, Train]:
     return time.perf_counter() - start, made
 
 
-def compare(name: str, repeats: int) -> list[str]:
+def sweep(train: Train) -> int:
+    """Flops of a QR of every left unfolding, two for each of its rows times its squared columns."""
+    return sum(4 * core.shape[0] * core.shape[1] * core.shape[2] ** 2 for core in cores(train)[:-1])
+
+
+def compare(name: str, repeats: int, machine: Machine) -> list[str]:
     """The rows of one case."""
     x = redundant(*CASES[name])
     theirs = torchtt.TT(cores(x))
@@ -56,9 +64,10 @@ def compare(name: str, repeats: int) -> list[str]:
     }
     runs = [{route: measured(run) for route, run in routes.items()} for _ in range(repeats)]
     seconds = {route: median(run[route][0] for run in runs) for route in routes}
+    floor = duration(machine.floor(2 * sweep(x), 0))
     return [
         f"| {name} | {route} | {seconds[route] * 1e3:.1f} ms | {seconds[route] / seconds['torchTT']:.2f} "
-        f"| {float(relative_error(made, x)):.1e} | {max(ranks(made))} |"
+        f"| {float(relative_error(made, x)):.1e} | {max(ranks(made))} | {floor} |"
         for route, (_, made) in runs[-1].items()
     ]
 
@@ -70,9 +79,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    print("| case | library | time | ratio | error | rank |\n|---|---|---|---|---|---|")
+    machine = Machine.measured()
+    print("| case | library | time | ratio | error | rank | floor |\n|---|---|---|---|---|---|---|")
     for name in options.case:
-        print("\n".join(compare(name, options.repeats)), flush=True)
+        print("\n".join(compare(name, options.repeats, machine)), flush=True)
 
 
 if __name__ == "__main__":

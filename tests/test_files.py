@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tntune import files
 from tntune.errors import CheckpointError, OutputError
-from tntune.files import CONFIG_NAME, new_folder, read_json, write_json, write_text
+from tntune.files import CONFIG_NAME, new_file, new_folder, read_json, write_json, write_text
 
 
 def tree(path: Path) -> dict[str, bytes]:
@@ -270,3 +270,63 @@ def test_a_lone_surrogate_is_not_written(tmp_path: Path) -> None:
 def test_a_disk_that_refuses_json_is_an_output_error(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"a\.json: cannot be written: No such file"):
         write_json(tmp_path / "none" / "a.json", {})
+
+
+def test_a_file_is_what_was_written_and_nothing_beside_it(tmp_path: Path) -> None:
+    with new_file(tmp_path / "card") as draft:
+        assert draft.parent == tmp_path
+        draft.write_text("1")
+        assert not (tmp_path / "card").exists()
+    assert tree(tmp_path) == {"card": b"1"}
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError, CheckpointError])
+def test_any_exception_leaves_the_file_as_it_was(
+    tmp_path: Path, error: type[BaseException], overwrite: bool
+) -> None:
+    (tmp_path / "card").write_text("old")
+    target = tmp_path / ("card" if overwrite else "new")
+
+    def interrupted() -> None:
+        with new_file(target, overwrite=overwrite) as draft:
+            draft.write_text("half")
+            raise error("here")
+
+    with pytest.raises(error, match="here"):
+        interrupted()
+    assert tree(tmp_path) == {"card": b"old"}
+
+
+def test_a_file_is_replaced_only_where_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "card").write_text("old")
+    with pytest.raises(OutputError, match="exists already"), new_file(tmp_path / "card"):
+        pytest.fail("the block was entered")
+    with new_file(tmp_path / "card", overwrite=True) as draft:
+        draft.write_text("new")
+    assert tree(tmp_path) == {"card": b"new"}
+
+
+def test_what_refuses_to_be_removed_hides_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "no removal")
+
+    monkeypatch.setattr(os, "unlink", fail)
+    with pytest.raises(CheckpointError, match="the first"), new_file(tmp_path / "card"):
+        raise CheckpointError("the first")
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 300], ids=["NUL", "too long"])
+@pytest.mark.parametrize("opened", [new_file, new_folder])
+def test_impossible_names_are_errors_of_ours(tmp_path: Path, opened: type, name: str) -> None:
+    with pytest.raises(OutputError, match="cannot be written"), opened(tmp_path / name) as draft:
+        draft.touch()
+    assert tree(tmp_path) == {}
+
+
+def test_devices_and_pipes_are_not_read(tmp_path: Path) -> None:
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("zero", "pipe"):
+        with pytest.raises(CheckpointError, match=f"{name}: is no file"):
+            read_json(tmp_path / name)

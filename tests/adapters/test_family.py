@@ -11,7 +11,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils.checkpoint import checkpoint
 
 from tests.support.dense_maps import delta_train_delta
@@ -32,7 +33,7 @@ from tntune.adapters import (
     unmerge,
 )
 from tntune.adapters.forward_pass import ForwardPass
-from tntune.errors import ModeError, SpecError, TargetError
+from tntune.errors import ModeError, SpecError, TargetError, UnsupportedError
 from tntune.maps import JOINT_METHODS, METHODS, DeltaMap, DeltaTrain, Group, LoRTA, LoTR, Site, Stack
 from tntune.maps.build_joint import HEAD_METHODS
 
@@ -355,6 +356,22 @@ def test_checkpointing_changes_no_gradient(
             assert close(gradient, wanted[name])
         assert all(count.all == passes for count in counts)
         assert reentrant or all(count.single == 0 for count in counts)
+
+
+def test_reentrant_checkpoints_are_refused_where_processes_train_together() -> None:
+    distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    try:
+        for method, reentrant in (("lora", True), ("lotr", False)):
+            gradients(
+                model := adapt(decoder(partial(checkpoint, use_reentrant=reentrant)), spec(method)), model
+            )
+        model = adapt(decoder(partial(checkpoint, use_reentrant=True)), spec("lotr"))
+        with pytest.raises(
+            UnsupportedError, match="gives a map that layers share wrong gradients where 2 proc"
+        ):
+            gradients(model, model)
+    finally:
+        distributed.destroy_process_group()
 
 
 @SOME

@@ -302,3 +302,11 @@ def test_a_second_load_is_refused_until_the_first_is_unloaded(folder: Path) -> N
         load_adapters(model, folder)
     wanted = model(TOKENS)
     assert torch.equal(load_adapters(unload(model), folder)(TOKENS), wanted)
+
+
+def test_a_map_beyond_all_tensors_is_refused(folder: Path) -> None:
+    sites = json.loads((folder / CONFIG).read_text())["sites"]
+    sites["head"]["map"]["out_features"] = 2**64
+    configured(folder, sites=sites)
+    with pytest.raises(CheckpointError, match="has no tensor of shape"):
+        load_adapters(Tower(), folder)

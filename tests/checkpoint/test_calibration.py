@@ -7,7 +7,15 @@ import torch
 from safetensors.torch import save_file
 
 from tntune.checkpoint import Calibration, open_calibration, save_calibration
-from tntune.errors import CheckpointError, ModeError, NumericalError, OutputError, SpecError, TargetError
+from tntune.errors import (
+    CheckpointError,
+    DtypeError,
+    ModeError,
+    NumericalError,
+    OutputError,
+    SpecError,
+    TargetError,
+)
 
 
 def made() -> Calibration:
@@ -68,3 +76,24 @@ def test_what_is_no_moment_is_refused() -> None:
         Calibration({"a": eye, "b": eye}, {"a": eye}, {"a": "a"})
     with pytest.raises(TargetError, match="b: the calibration has no such layer"):
         Calibration({"a": eye}, {"a": eye}, {"a": "a"}).moments("b")
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.complex64, torch.bool])
+def test_moments_are_real_floats(dtype: torch.dtype) -> None:
+    with pytest.raises(DtypeError, match=f"fc: has a moment of {dtype}"):
+        Calibration({"fc": torch.eye(3).to(dtype)}, {"fc": torch.eye(3)}, {"fc": "fc"})
+
+
+def test_metadata_nested_without_end_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "c.safetensors"
+    save_file({"inputs.fc": torch.eye(2)}, path, metadata={"tntune": "[" * 100_000})
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        open_calibration(path)
+
+
+def test_a_stranger_s_draft_is_left_alone(tmp_path: Path) -> None:
+    draft = tmp_path / ".c.safetensors.draft"
+    draft.write_text("of another process")
+    save_calibration(tmp_path / "c.safetensors", made())
+    assert draft.read_text() == "of another process"
+    assert len(list(tmp_path.iterdir())) == 2

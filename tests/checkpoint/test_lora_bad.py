@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -255,3 +256,27 @@ def test_variants_are_refused_even_with_carry(tmp_path: Path) -> None:
     tensors(**{"h/0/fc/lora_magnitude_vector": torch.ones(3)})(folder)
     with pytest.raises(CheckpointError, match="lora_magnitude_vector: a DoRA magnitude"):
         open_lora(folder, carry=True)
+
+
+MADE_UP = {
+    "expanded": lambda: torch.ones(1).expand(2**40),
+    "nested": lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+    "on no device": lambda: torch.ones(2, 5, device="meta"),
+    "quantised": lambda: torch.quantize_per_tensor(torch.ones(2, 5), 0.1, 0, torch.qint8),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("make", MADE_UP.values(), ids=MADE_UP)
+def test_tensors_whose_entries_are_not_on_disk(tmp_path: Path, make: Callable[[], torch.Tensor]) -> None:
+    folder = lora_folder(tmp_path / "lora")
+    (folder / TENSORS).unlink()
+    torch.save({"base_model.model.h.0.fc.lora_A.weight": make()}, folder / "adapter_model.bin")
+    with pytest.raises(CheckpointError, match=r"must be a dense tensor|without running code"):
+        open_lora(folder)
+
+
+def test_a_rank_of_many_digits(tmp_path: Path) -> None:
+    folder = lora_folder(tmp_path / "lora", use_rslora=True, r=10**400)
+    with pytest.raises(CheckpointError, match="r: must be a positive integer"):
+        open_lora(folder)

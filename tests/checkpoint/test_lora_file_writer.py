@@ -180,3 +180,15 @@ def test_refusals_change_nothing(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="cannot be written"):
         write_lora_file(tmp_path / "nowhere" / "x.safetensors", [first], like=lora)
     assert [path.name for path in tmp_path.iterdir()] == ["one.safetensors"]
+
+
+def test_the_same_texts_give_the_same_bytes(tmp_path: Path) -> None:
+    """The library writes them in an order of its own, another in each process and for each dictionary."""
+    texts = {f"ss_note_{i}": str(i) for i in range(20)}
+    contents = set()
+    for turn, items in enumerate((list(texts.items()), list(texts.items())[::-1])):
+        source = lora_file(tmp_path / "one.safetensors", tensors("kohya unet", {}), **dict(items))
+        opened = open_lora_file(source)
+        write_lora_file(tmp_path / f"{turn}.safetensors", entries(opened), like=opened, overwrite=True)
+        contents.add((tmp_path / f"{turn}.safetensors").read_bytes())
+    assert len(contents) == 1

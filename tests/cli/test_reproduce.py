@@ -62,7 +62,7 @@ def test_one_command_makes_records_tables_and_figures(tmp_path: Path) -> None:
         "| LoRA | 400 | 384 | head 34 | 1,808 | 6 |" in ran.out
     )  # bytes: 4 * (384 + 34) and the moved statistics
     assert "differences to LoRA are paired" in ran.out
-    assert "left out: LoRA: a budget of 40 is below the 64 parameters of the least size" in ran.err
+    assert "left out: LoRA: 40 parameters are below the 64 of its least size" in ran.err
     assert "written: " in ran.err
 
 

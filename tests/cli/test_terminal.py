@@ -15,7 +15,7 @@ from tests.cli.command import COMMAND, tntune
 from tests.convert.sample import lora_folder
 from tntune.cli.console import note, percent, progress_bar, table
 
-COMMANDS = ("inspect", "plan", "convert", "round", "export", "verify", "analyze", "ntk", "doctor")
+COMMANDS = ("inspect", "plan", "convert", "round", "export", "collect", "verify", "analyze", "ntk", "doctor")
 LONG = "model.layers.31.self_attn.a_projection_with_a_long_name"
 
 
@@ -153,3 +153,18 @@ def test_half_precision_from_end_to_end(tmp_path: Path) -> None:
     ran = tntune("convert", lora, "-o", tmp_path / "out", "--params", 0.5, "--json")
     assert ran.json["dtypes"] == ["torch.bfloat16"]
     assert "torch.bfloat16" in tntune("inspect", tmp_path / "out").out
+
+
+def test_what_a_terminal_would_obey_is_spelled_out(capsys: pytest.CaptureFixture[str]) -> None:
+    note("a name: \x1b[2J\u202e\ud800 and Δ")
+    table("\x1b[2J", ("layer",), [("fc\x07",)])
+    printed = capsys.readouterr()
+    assert printed.err == "a name: \\x1b[2J\\u202e\\ud800 and Δ\n"
+    assert printed.out == "\\x1b[2J\nlayer\nfc\\x07\n"
+
+
+def test_an_encoding_without_greek_ends_no_command(lora: Path) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    ran = subprocess.run([*COMMAND, "inspect", str(lora)], capture_output=True, env=environment)
+    assert (ran.returncode, ran.stderr) == (0, b"")
+    assert rb"norm of \u0394W" in ran.stdout

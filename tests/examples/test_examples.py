@@ -82,3 +82,16 @@ def check_comparison(rows: dict, out: str, score: str) -> None:
     for row in rows.values():
         assert 4 * row.parameters < 1e3 * row.kilobytes < 1.3 * 4 * row.parameters + 150 * 200
     assert "tensorguide/default/condition_mean" in out
+
+
+def test_task_aware(load, capsys: pytest.CaptureFixture[str]) -> None:
+    example = load("05_task_aware")
+    rows = example.main(shares=(0.05,), steps=2, texts=32, limit=16)
+    lora, trains, *svds, written, distilled = rows
+    assert len(svds) == 4
+    assert lora.divergence < 1e-4 < written.divergence <= 1.02 * min(each.divergence for each in svds)
+    assert distilled.divergence <= written.divergence
+    assert max(row.params for row in rows[1:]) <= lora.params // 20
+    assert trains.relative_error > min(each.relative_error for each in svds)
+    assert len(capsys.readouterr().out.splitlines()) == 4 + len(rows)
+    assert example.figure(rows).startswith("<svg")

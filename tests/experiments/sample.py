@@ -15,19 +15,27 @@ SHORT = Training(steps=6, learning_rate=1e-2, evaluations=3)
 DEMO = Assignment("demo", "tntune.experiments.planes:planes_task", "smoke", {})
 
 
-def method(kind: str = "lora", **options: object) -> Method:
-    """A method labelled by its kind."""
-    return Method.from_table({"label": kind, "kind": kind, **options})
+SIZED = [
+    *("lora", "tt_lora", "tensorguide", "delta_train", "loretta", "joint"),
+    *("lotr", "lorta", "metatt_4d", "fact_tt", "tenslora_qkv_depth"),
+]
+"""Methods whose size a budget chooses; all that settings use, and one of each family."""
 
 
-def a_run(kind: str = "lora", *, budget: int | None = 400, seed: int = 0, **options: object) -> Run:
+def method(name: str = "lora", **options: object) -> Method:
+    """A method labelled by its name."""
+    heads = {"head_dim": 8} if name == "lorta" else {}
+    return Method.from_table({"label": name, "method": name, **heads, **options})
+
+
+def a_run(name: str = "lora", *, budget: int | None = 400, seed: int = 0, **options: object) -> Run:
     """A short run."""
-    return Run(DEMO, method(kind, **options), budget, SHORT, seed)
+    return Run(DEMO, method(name, **options), budget, SHORT, seed)
 
 
-def a_record(kind: str = "lora", *, budget: int | None = 400, seed: int = 0) -> Record:
+def a_record(name: str = "lora", *, budget: int | None = 400, seed: int = 0) -> Record:
     """Its record."""
-    return perform(a_run(kind, budget=budget, seed=seed), Planes(), device=CPU)
+    return perform(a_run(name, budget=budget, seed=seed), Planes(), device=CPU)
 
 
 def with_score(record: Record, seed: int, accuracy: float, label: str = "LoRA") -> Record:

@@ -4,15 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from tests.experiments.sample import method
+from tests.experiments.sample import SIZED, method
 from tntune.errors import SpecError, TargetError
-from tntune.experiments.attach import attach, stored_bytes
-from tntune.experiments.kinds import KINDS
+from tntune.experiments.attach import attach, stored_bytes, target_sizes
 from tntune.experiments.planes import Planes
 
 HIDDEN, CLASSES = 16, 2
 HEAD = HIDDEN * CLASSES + CLASSES
-SIZED = [kind for kind in KINDS if method(kind).is_sized]
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -29,35 +27,34 @@ def trained(model: nn.Module) -> dict[int, torch.Tensor]:
     }
 
 
-@pytest.mark.parametrize("kind", SIZED)
-def test_parameters_are_those_that_train(kind: str) -> None:
+@pytest.mark.parametrize("name", SIZED)
+def test_parameters_are_those_that_train(name: str) -> None:
     task = Planes()
     model = task.model(0)
-    attached = attach(task, model, method(kind), budget=500, generator=generator())
+    attached = attach(task, model, method(name), budget=500, generator=generator())
     assert attached.total == sum(p.numel() for p in trained(model).values())
     assert attached.params["head"] == HEAD
-    assert attached.params["adapter"] == method(kind).count(
-        {path: (HIDDEN, HIDDEN) for path in task.targets}, attached.size
-    )
+    groups = method(name).groups({path: (HIDDEN, HIDDEN) for path in task.targets}, 500)
+    assert attached.params["adapter"] == sum(group.map.num_parameters for group in groups)
     assert attached.params["adapter"] <= 500
 
 
-@pytest.mark.parametrize("kind", SIZED)
-def test_the_function_is_unchanged_at_the_zero_start(kind: str) -> None:
+@pytest.mark.parametrize("name", SIZED)
+def test_the_function_is_unchanged_at_the_zero_start(name: str) -> None:
     task = Planes()
     x = task.data.test["x"]
     for activation in ("identity", "relu"):
         model = task.model(0).eval()
         before = model(x)
-        attach(task, model, method(kind, activation=activation), budget=500, generator=generator())
+        attach(task, model, method(name, activation=activation), budget=500, generator=generator())
         assert torch.equal(model.eval()(x), before)
 
 
-@pytest.mark.parametrize("kind", SIZED)
-def test_every_adapter_parameter_reaches_the_loss_after_a_step(kind: str) -> None:
+@pytest.mark.parametrize("name", SIZED)
+def test_every_adapter_parameter_reaches_the_loss_after_a_step(name: str) -> None:
     task = Planes(dropout=0.0)
     model = task.model(0)
-    attach(task, model, method(kind), budget=500, generator=generator())
+    attach(task, model, method(name), budget=500, generator=generator())
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     for _ in range(2):
         optimizer.zero_grad()
@@ -84,19 +81,19 @@ def test_a_spread_replaces_the_start() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "options", "budget", "message"),
+    ("name", "options", "budget", "message"),
     [
         ("lora", {}, None, "needs a budget"),
-        ("lora", {"size": 2}, 100, "takes no budget"),
+        ("lora", {"width": 2}, 100, "takes no budget"),
         ("head", {}, 100, "takes no budget"),
     ],
 )
 def test_a_budget_is_given_where_a_size_is_chosen(
-    kind: str, options: dict[str, int], budget: int | None, message: str
+    name: str, options: dict[str, int], budget: int | None, message: str
 ) -> None:
     task = Planes()
     with pytest.raises(SpecError, match=message):
-        attach(task, task.model(0), method(kind, **options), budget=budget, generator=generator())
+        attach(task, task.model(0), method(name, **options), budget=budget, generator=generator())
 
 
 def test_a_parameter_in_no_part_is_refused() -> None:
@@ -124,3 +121,12 @@ def test_stored_bytes_are_what_trains_latents_and_buffers_that_moved() -> None:
     assert stored_bytes(model, before) == 4 * attached.total + latents
     model.train()(task.data.train["x"])  # moves mean, variance and count of the normalisation
     assert stored_bytes(model, before) == 4 * attached.total + latents + 2 * 4 * HIDDEN + 8
+
+
+def test_sizes_are_those_of_the_layers() -> None:
+    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
+    assert target_sizes(model, ["0"]) == {"0": (4, 3)}
+    with pytest.raises(TargetError, match=r"no modules \['5'\]"):
+        target_sizes(model, ["0", "5"])
+    with pytest.raises(TargetError, match="ReLU cannot be adapted"):
+        target_sizes(model, ["1"])

@@ -80,7 +80,7 @@ def test_runs_are_those_of_the_plan(tmp_path: Path, made: list[Run]) -> None:
     tuning = [run for run in made if run.role == "tuning"]
     assert {run.seed for run in tuning} == {TUNING_SEED}
     assert len(tuning) == 4 + 4 + 2  # rates times scales; the head has no scale
-    assert {run.budget for run in tuning if run.method.kind != "head"} == {400}
+    assert {run.budget for run in tuning if run.method.name != "head"} == {400}
 
 
 def test_the_best_point_of_the_grid_is_used(tmp_path: Path) -> None:
@@ -115,12 +115,12 @@ def test_a_budget_that_no_size_fits_is_left_out_in_words() -> None:
     scale = replace(EXPERIMENT.scales["smoke"], budgets=(40, 400))
     experiment = replace(EXPERIMENT, scales={"smoke": scale})
     found, omitted = trials(experiment, "smoke", {"a": (16, 16), "b": (16, 16)})
-    assert {(t.run.method.kind, t.run.budget) for t in found} == {
+    assert {(t.run.method.name, t.run.budget) for t in found} == {
         ("lora", 400),
         ("tensorguide", 400),
         ("head", None),
     }
-    assert omitted[0] == "lora: a budget of 40 is below the 64 parameters of the least size"
+    assert omitted[0] == "lora: 40 parameters are below the 64 of its least size"
 
 
 def test_without_a_grid_there_is_nothing_to_tune() -> None:

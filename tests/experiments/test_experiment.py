@@ -75,7 +75,7 @@ def test_all_printed_rows_are_there() -> None:
 )
 def test_printed_counts_are_the_cores_and_the_first_convolution(experiment: object, row: object) -> None:
     """But for one misprint, and 500 parameters that nobody has explained."""
-    adapter = decode_map(experiment.contenders[0].method.form.map).num_parameters
+    adapter = decode_map(experiment.contenders[0].method.map).num_parameters
     convolution = 64 * 1 * 7 * 7 if experiment.task == "quantum-dot" else 0
     assert row.other == convolution
     gap = 180 if row.note.startswith(TYPO) else 500 if UNKNOWN in row.note else 0
@@ -112,13 +112,13 @@ def test_a_file_is_read(tmp_path: Path) -> None:
         ("seeds = 1", "sides = 1", "Scale has no sides"),
         ("steps = 5", 'steps = 5\noptimizer = "sgd"', "optimizer must be one of"),
         ("steps = 5", "stops = 5", "Training has no stops"),
-        ('kind = "lora"\n[[', 'kind = "nora"\n[[', "kind must be one of"),
+        ('method = "lora"\n[[', 'method = "nora"\n[[', "method must be one of"),
         ('title = "Mine"', "", "Experiment: .*'title'"),
         ('title = "Mine"', "title =", "not TOML"),
         (
             "[[methods]]",
             '[[published]]\ntable = "1"\nrow = "a"\nparams = 1\nscore = 1\nloss = 1\n[[methods]]',
-            "of kind exact",
+            "of method exact",
         ),
     ],
 )

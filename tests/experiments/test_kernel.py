@@ -28,7 +28,7 @@ def eigenvalues(task: Planes, model: nn.Module, samples: int) -> Tensor:
     return torch.linalg.svdvals(torch.stack(rows).double()).square()
 
 
-@pytest.mark.parametrize("kind", ["lora", "tensorguide", "tensorguide-shared", "lotr"])
+@pytest.mark.parametrize("kind", ["lora", "tensorguide", "joint", "lotr"])
 def test_the_kernel_is_the_gram_of_the_gradients_of_each_loss(kind: str) -> None:
     task, model = made(kind)
     found = start_kernel(task, model, samples=8)
@@ -39,7 +39,7 @@ def test_the_kernel_is_the_gram_of_the_gradients_of_each_loss(kind: str) -> None
     assert found["cond_plus"] == found["lambda_max"] / found["lambda_min_plus"]
 
 
-@pytest.mark.parametrize("kind", ["lora", "tensorguide-shared"])
+@pytest.mark.parametrize("kind", ["lora", "joint"])
 def test_the_model_is_untouched(kind: str) -> None:
     task, model = made(kind)
     model.train()

@@ -2,76 +2,95 @@
 
 import pytest
 
-from tests.experiments.sample import method
-from tntune.errors import RankError, SpecError
-from tntune.experiments.form import Form
-from tntune.experiments.kinds import KINDS
-from tntune.experiments.method import Method
+from tests.experiments.sample import SIZED, method
+from tntune.errors import SpecError
+from tntune.experiments.experiment import find_experiments
+from tntune.experiments.method import Method, size_of
+from tntune.experiments.registry import TASKS
+from tntune.maps.group import Group
+from tntune.maps.recipe import JOINT_METHODS
 
 TARGETS = {f"layer.{i}.{role}": (24, 24) for i in range(3) for role in ("q", "v")}
 TARGETS |= {f"layer.{i}.up": (24, 40) for i in range(3)}
-SIZED = [kind for kind in KINDS if method(kind).is_sized]
 
 
-@pytest.mark.parametrize("kind", SIZED)
+def total(groups: tuple[Group, ...]) -> int:
+    return sum(group.map.num_parameters for group in groups)
+
+
+@pytest.mark.parametrize("name", SIZED)
 @pytest.mark.parametrize("budget", [1500, 4000, 20_000])
-def test_the_budget_is_met_from_below_and_no_larger_size_would_do(kind: str, budget: int) -> None:
-    chosen = method(kind)
-    size = chosen.size_for(TARGETS, budget)
-    own, next_larger = (chosen.count(TARGETS, k) for k in (size, size + 1))
-    assert own <= budget
-    assert next_larger > budget or next_larger == own  # ranks are capped by the modes
+def test_the_budget_is_met_from_below_by_the_largest_size(name: str, budget: int) -> None:
+    chosen = method(name)
+    groups = chosen.groups(TARGETS, budget)
+    size = max(size_of(group.map) for group in groups)
+    assert chosen.least(TARGETS) <= total(groups) <= budget
+    key = "width" if name == "lora" else "rank"
+    larger = total(method(name, **{key: size + 1}).groups(TARGETS, None))
+    if not name.startswith("tenslora"):  # within a budget its index modes have all the ranks that they allow
+        assert larger > budget or larger == total(groups)
 
 
-@pytest.mark.parametrize("kind", SIZED)
-def test_count_is_that_of_the_groups_and_every_target_is_served_once(kind: str) -> None:
-    chosen = method(kind)
-    groups = chosen.groups(TARGETS, 3)
-    assert chosen.count(TARGETS, 3) == sum(group.map.num_parameters for group in groups)
+@pytest.mark.parametrize("name", SIZED)
+def test_every_target_is_served_once(name: str) -> None:
+    groups = method(name).groups(TARGETS, 4000)
     assert sorted(path for group in groups for path in group.modules) == sorted(TARGETS)
-    assert len(groups) == (2 if KINDS[kind].shared else len(TARGETS))
+    assert len(groups) == (2 if name in JOINT_METHODS else len(TARGETS))
 
 
-def test_lora_counts_are_those_of_the_formula() -> None:
-    assert method().count(TARGETS, 5) == 5 * sum(d + q for d, q in TARGETS.values())
+def test_lora_has_the_width_of_the_formula() -> None:
+    (width,) = {group.map.width for group in method().groups(TARGETS, 2500)}
+    assert width == 2500 // sum(d + q for d, q in TARGETS.values()) == 5
 
 
-def test_a_budget_below_size_one_is_refused_with_the_numbers() -> None:
-    with pytest.raises(RankError, match="a budget of 100 is below the 480 parameters"):
-        method().size_for(TARGETS, 100)
+def test_a_budget_below_the_least_size_is_refused_with_the_numbers() -> None:
+    least = method().least(TARGETS)
+    assert least == sum(d + q for d, q in TARGETS.values())
+    with pytest.raises(SpecError, match=f"a budget of 100 parameters .* less than the {least}"):
+        method().groups(TARGETS, 100)
 
 
 def test_no_two_latents_are_alike() -> None:
-    groups = method("tensorguide", latent="fixed").groups(TARGETS, 2)
-    seeds = {group.map.latent.seed for group in groups}
-    assert len(seeds) == len(TARGETS)
+    groups = method("tensorguide", latent="fixed").groups(TARGETS, 4000)
+    assert len({group.map.latent.seed for group in groups}) == len(TARGETS)
 
 
 @pytest.mark.parametrize(
     "table",
     [
-        {"label": "a", "kind": "lora"},
-        {"label": "b", "kind": "lora", "size": 4, "scale": 2.0, "spread": 0.1, "activation": "relu"},
-        {"label": "c", "kind": "tensorguide", "width": 4, "layout": "concat", "latent": "fixed"},
-        {"label": "d", "kind": "tenslora", "variant": "Depth"},
-        {"label": "e", "kind": "head"},
+        {"label": "a", "method": "lora"},
+        {"label": "b", "method": "lora", "width": 4, "scale": 2.0, "spread": 0.1, "activation": "relu"},
+        {"label": "c", "method": "tensorguide", "width": 4, "layout": "concat", "latent": "fixed"},
+        {"label": "d", "method": "lorta", "head_dim": 8},
+        {"label": "e", "method": "head"},
+        {"label": "f", "method": "exact", "map": {"kind": "lora", "in_features": 3}},
     ],
 )
 def test_a_table_is_kept(table: dict[str, object]) -> None:
     assert Method.from_table(table).to_table() == table
 
 
+def test_the_tables_of_all_settings_are_kept() -> None:
+    for task in TASKS:
+        for experiment in find_experiments(task):
+            for contender in experiment.contenders:
+                assert Method.from_table(contender.method.to_table()) == contender.method
+
+
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ({"label": "x", "kind": "magic"}, "kind must be one of head, lora"),
-        ({"label": "x", "kind": "lora", "layout": "concat"}, "the kind 'lora' has no layout"),
-        ({"label": "x", "kind": "lora", "colour": "red"}, "no colour"),
-        ({"label": "x", "kind": "head", "scale": 2.0}, "the kind 'head' has no scale"),
-        ({"label": "x", "kind": "exact", "size": 3}, "the kind 'exact' has no size"),
-        ({"label": "x", "kind": "lora", "size": 0}, "size must be a positive integer"),
-        ({"label": "x", "kind": "lora", "activation": "sinh"}, "unknown activation 'sinh'"),
-        ({"kind": "lora"}, "a method has a label and a kind"),
+        ({"label": "x", "method": "magic"}, "method must be one of head, exact, "),
+        ({"label": "x", "method": "lotr", "layout": "concat"}, "'lotr' has neither layout nor latent"),
+        ({"label": "x", "method": "lora", "colour": "red"}, r"x: missing \[\], unknown \['colour'\]"),
+        ({"label": "x", "method": "head", "width": 2}, r"unknown \['width'\]"),
+        ({"label": "x", "method": "head", "scale": 2.0}, "'head' has no activation, scale or spread"),
+        ({"label": "x", "method": "exact"}, "a map is for method 'exact' alone"),
+        ({"label": "x", "method": "lora", "map": {}}, "a map is for method 'exact' alone"),
+        ({"label": "x", "method": "lora", "params": 9}, "budgets are the experiment's, not params=9"),
+        ({"label": "x", "method": "lora", "width": 0}, "width must be a positive integer"),
+        ({"label": "x", "method": "lora", "activation": "sinh"}, "unknown activation 'sinh'"),
+        ({"method": "lora"}, r"a method: missing \['label'\]"),
     ],
 )
 def test_what_a_method_does_not_have_is_refused(table: dict[str, object], message: str) -> None:
@@ -79,22 +98,7 @@ def test_what_a_method_does_not_have_is_refused(table: dict[str, object], messag
         Method.from_table(table)
 
 
-def test_every_kind_uses_every_option_that_it_names() -> None:
-    """A kind that named an option and ignored it would make the same maps for every value."""
-    other = {"width": 6, "latent": "fixed", "start": "random", "heads": 2}
-    layouts, variants = (
-        {"tensorguide": "concat", "tensorguide-shared": "io (layer proj side w)"},
-        {"fact": "tucker", "tenslora": "Depth"},
-    )
-    for kind, entry in KINDS.items():
-        for option in set(entry.options) - {"map"}:
-            value = other.get(option) or {"layout": layouts, "variant": variants}[option][kind]
-            extra = {"variant": "Att"} if (kind, option) == ("tenslora", "heads") else {}
-            plain, changed = (
-                method(kind, **extra, **own).groups(TARGETS, 2) for own in ({}, {option: value})
-            )
-            assert plain != changed, (kind, option)
-
-
-def test_a_form_has_no_option_that_no_kind_uses() -> None:
-    assert {name for entry in KINDS.values() for name in entry.options} == set(vars(Form()))
+def test_only_methods_without_a_given_size_are_sized() -> None:
+    sized = [method(), method("tensorguide", width=4), method("lotr")]
+    given = [method("lora", width=4), method("tensorguide", rank=4), method("head")]
+    assert [m.is_sized for m in (*sized, *given)] == [True] * 3 + [False] * 3

@@ -61,7 +61,9 @@ def test_single_dot_is_constant_along_its_lines(seed: int) -> None:
     dots = single_dot(rng(seed)).dots
     start = 100 * torch.rand(20, 2, generator=rng(seed), dtype=torch.float64)
     first, second = dots.gates[0].tolist()
-    along = start + torch.linspace(-50, 50, 20).double().unsqueeze(1) * torch.tensor([second, -first])
+    along = start + torch.linspace(-50, 50, 20).double().unsqueeze(1) * torch.tensor(
+        [second, -first], dtype=torch.float64
+    )
     charges = [mean_charge(dots, dots.gate_charge(v), temperature=0.3) for v in (start, along)]
     assert close(*charges)
 

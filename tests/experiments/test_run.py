@@ -11,7 +11,7 @@ from tntune.experiments.planes import Planes
 from tntune.experiments.run import Run, perform, with_setting
 
 
-@pytest.mark.parametrize("kind", ["lora", "tensorguide-shared", "head"])
+@pytest.mark.parametrize("kind", ["lora", "joint", "head"])
 def test_a_seed_gives_one_record(kind: str) -> None:
     run = a_run(kind, budget=None if kind == "head" else 400)
     one, same, other = (perform(each, Planes(), device=CPU) for each in (run, run, replace(run, seed=1)))

@@ -89,3 +89,12 @@ def test_a_module_is_in_one_group_only() -> None:
 
 def test_key_names_the_group() -> None:
     assert group_key("4x4", "tt_core_0").split(".")[-2:] == ["4x4", "tt_core_0"]
+
+
+def test_a_map_of_more_sites_than_modules_is_refused_before_it_is_made() -> None:
+    """Planning a site takes a millisecond, so 2³¹ of them a month."""
+    obj = json.loads(json.dumps(group().to_json()))
+    layer = obj["map"]["layout"]["pattern"].replace("(", " ").replace(")", " ").split().index("layer")
+    obj["map"]["layout"]["sizes"][layer] = 2**31
+    with pytest.raises(SpecError, match=f"serves {2 * 2**31} modules, where 6 are named"):
+        Group.from_json(obj)

@@ -13,9 +13,9 @@ pytest.importorskip("peft")
 from peft import PeftModel, get_peft_model
 
 from tests.support.tolerance import close
+from tntune.adapters.recomputation import check_recomputation
 from tntune.errors import UnsupportedError
 from tntune.peft import SharedTensorGuideConfig, TensorGuideConfig
-from tntune.peft.recomputation import check_recomputation
 
 pytestmark = pytest.mark.peft
 

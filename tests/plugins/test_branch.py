@@ -1,5 +1,6 @@
 """Law: a chain's cores are those of a weighed tensor, whose distances are those of ΔW to first order."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -12,7 +13,7 @@ from tntune.errors import TargetError, UnsupportedError
 from tntune.maps import LoRA, WeightMap
 from tntune.plugins import branches
 from tntune.plugins.branch import Branch, Chain, chains, with_ranks
-from tntune.tt import cores, dense, tt_tensor
+from tntune.tt import bond_spectra, cores, dense, tt_tensor
 
 CHAINED: dict[str, WeightMap] = {
     **{name: MAPS[name] for name in ("lora", "tt_lora", "tt_lora fixed", "concat random", "joined mean")},
@@ -85,6 +86,19 @@ def fill_by(branch: Branch, spread: float) -> None:
     torch.manual_seed(7)
     for parameter in branch.generator.parameters():
         parameter.add_(spread * torch.randn_like(parameter))
+
+
+@EACH
+def test_scores_are_singular_values_of_unfoldings(map: WeightMap) -> None:
+    """Of the weighed tensor, whatever the gauge of the cores."""
+    branch = branch_of(map)
+    for chain in chains(branch):
+        own = tt_tensor(chain.cores(held(branch, chain.names)))
+        whole = weighed(branch, chain)
+        for k, values in enumerate(bond_spectra(own), 1):
+            wanted = torch.linalg.svdvals(whole.reshape(math.prod(whole.shape[:k]), -1))
+            count = min(len(values), len(wanted))
+            assert close(values[:count], wanted[:count])
 
 
 def test_weights_of_both_sides() -> None:

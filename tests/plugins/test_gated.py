@@ -91,7 +91,9 @@ def test_with_all_gates_zero_one_direction_stays(map: WeightMap) -> None:
     assert not smaller.delta(tensors, tensors).any()
 
 
-def test_what_it_refuses() -> None:
+def test_what_it_refuses(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="Gated has no form in JSON"):
+        save_adapters(tower(Gated(LoRA(5, 3, 2))), tmp_path / "adapter")
     with pytest.raises(SpecError, match="never train"):
         Gated(LoRA(5, 3, 2), "zero")
     with pytest.raises(SpecError, match="one of normal, zero"):

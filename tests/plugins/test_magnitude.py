@@ -173,3 +173,20 @@ def test_what_it_refuses(tmp_path: Path) -> None:
     nn.init.zeros_(flat[0].weight[1])
     with pytest.raises(NumericalError, match="1 of the 3 rows"):
         decompose_weights(adapt(flat, AdapterSpec(width=2)))
+
+
+def test_layers_of_a_shared_map() -> None:
+    model = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6))
+    x = torch.randn(3, 6)
+    before = model(x)
+    decompose_weights(adapt(model, AdapterSpec(method="lotr", rank=2)))
+    assert torch.equal(model(x), before)
+    count = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert count == 2 * 6 * 2 + 2 * 4 + 12  # factors and cores once, a magnitude for each layer
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    model(x).square().sum().backward()
+    optimizer.step()
+    changed = model(x)
+    assert not torch.equal(changed, before)
+    merge(model)
+    assert close(model(x), changed)

@@ -9,9 +9,9 @@ from torch import Tensor
 from tests.plugins.models import batch, loras, number, tower, trained
 from tests.support.maps import EVERY, MAPS
 from tests.support.tolerance import close
-from tntune.adapters import adapted_layers, load_adapters, save_adapters
+from tntune.adapters import AdapterSpec, adapt, adapted_layers, load_adapters, save_adapters
 from tntune.errors import NumericalError, RankError, SpecError, UnsupportedError
-from tntune.maps import LoRA, WeightMap
+from tntune.maps import Geometry, Group, Joined, LoRA, TensorGuide, WeightMap
 from tntune.plugins import branches, prune_bonds
 from tntune.plugins.prune_bonds import share_budget
 from tntune.tt import ShrinkStep
@@ -205,3 +205,25 @@ def test_the_norm_of_errors_is_bounded_by_the_paths() -> None:
     whole = math.hypot(*(float(old.norm()) for old in olds))
     lost = [torch.linalg.svdvals(old)[c.after[0][1] :] for old, c in zip(olds, report.changes, strict=True)]
     assert close(number(report.error * whole), torch.cat(lost).norm())
+
+
+def test_shared_maps_and_wide_ones() -> None:
+    """One train for many layers; and a width at which layers apply products, before and after."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Tanh(), torch.nn.Linear(8, 8)).double()
+    layout = Joined.auto("layer f1 f2 (side w)", Geometry(8, 8, 4), layers=2)
+    map = TensorGuide(8, 8, 4, layout, (1, 2, 8, 8, 1), start="random")
+    adapt(model, {"all": Group(map, ("0", "2"), (0.5, 2.0))}, dtype=torch.float64)
+    wide = torch.nn.Sequential(torch.nn.Linear(64, 64)).double()
+    adapt(wide, AdapterSpec(width=48, rank=20, start="random"), dtype=torch.float64)
+    for one, features in ((model, 8), (wide, 64)):
+        x, olds = batch(features), deltas(one)
+        report = prune_bonds(branches(one), int(0.6 * sum(p.numel() for p in trained(one))))
+        assert 0 < report.error < 1
+        changes = torch.stack([new - old for new, old in zip(deltas(one), olds, strict=True)])
+        assert close(number(report.error), changes.norm() / torch.stack(olds).norm())
+        for _, layer in adapted_layers(one):
+            seen = batch(features)
+            assert close(layer(seen), layer.base(seen) + seen @ layer.delta_weight().T)
+        one(x).sum().backward()
+        assert all(bool(p.grad.any()) for p in trained(one))

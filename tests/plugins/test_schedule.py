@@ -66,6 +66,8 @@ def test_what_they_refuse() -> None:
         by_block(["head"], [3])
     with pytest.raises(SpecError, match=r"differ in \['1'\]"):
         scheduled_sites(model, AdapterSpec(), {"0": 3})
+    with pytest.raises(SpecError, match="lotr"):
+        scheduled_sites(model, AdapterSpec(method="lotr", rank=2), {"0": 3, "1": 3}, what="rank")
     with pytest.raises(SpecError, match="what='depth'"):
         scheduled_sites(model, AdapterSpec(), {"0": 3, "1": 3}, what="depth")
     with pytest.raises(SpecError, match="first must be a positive integer"):

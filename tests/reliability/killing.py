@@ -26,8 +26,8 @@ from tests.reliability.operation import OPERATIONS, Operation, digest, listing, 
 
 __all__ = ["CAMPAIGNS"]
 
-_STRAY = re.compile(r"\.out(\.safetensors)?\.[0-9a-f]{8}\.(partial|old)(/.*)?")
-"""What a killed operation may leave: its hidden draft, or the folder that it was about to replace."""
+_STRAY = re.compile(r"\.out(\.safetensors)?\.[0-9a-f]{8}\.(partial|old)(/.*)?|\.tmp\w{6}")
+"""What a killed operation may leave: its hidden draft, that of safetensors, or the folder to be replaced."""
 
 
 class _Point:
@@ -161,8 +161,8 @@ def run(cases: int) -> Tally:
                 tally.attempt(f"{operation.name} {number}", partial(one.kill, draw, number))
     left = sum(count for end, count in tally.outcomes.items() if end.endswith("draft left"))
     tally.notes.append(
-        f"after {left} kills a hidden draft (`.NAME.XXXXXXXX.partial`, or `.old`) stays beside the output; "
-        "no rerun minds it, and it may be removed"
+        f"after {left} kills a hidden draft (`.NAME.XXXXXXXX.partial`, `.old` or `.tmpXXXXXX`) stays beside "
+        "the output; no rerun minds it, and it may be removed"
     )
     return tally
 

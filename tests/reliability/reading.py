@@ -21,6 +21,7 @@ from safetensors.torch import save
 
 from tests.checkpoint import lora_files, sample
 from tests.checkpoint.test_groups import pieces
+from tests.checkpoint.test_library import MEMBERS, groups
 from tests.cli.command import tntune
 from tests.convert.sample import Model
 from tests.reliability.campaign import Campaign, Stopwatch, Tally, drawn
@@ -36,6 +37,8 @@ from tntune.checkpoint import (
     save_calibration,
     write_groups,
 )
+from tntune.checkpoint.library import open_library
+from tntune.checkpoint.library_writer import write_library
 from tntune.convert import ConversionSettings, Target, convert_lora
 from tntune.errors import TntuneError
 from tntune.files import CONFIG_NAME
@@ -69,6 +72,17 @@ def read_guide(folder: Path, *, carry: bool = False) -> None:
         site.factors(guide.load(name))
     for key in guide.passthrough:
         guide.tensor(key)
+
+
+def read_library(folder: Path, *, carry: bool = False) -> None:
+    library = open_library(folder)
+    for name in library.members:
+        member = library.member(name)
+        for module in member.sites:
+            member.load(module)
+
+
+READERS = {"lora": read_lora, "guide": read_guide, "group": read_guide, "library": read_library}
 
 
 def read_file(path: Path, *, carry: bool = False) -> None:
@@ -113,6 +127,7 @@ class Valid:
         from_lora = ConversionSettings(Target(params=0.7))
         convert_lora(root / "lora", root / "guide", from_lora)
         write_groups(root / "group", pieces(), config={})
+        write_library(root / "library", MEMBERS, groups())
         for style in lora_files.PLACES:
             made = lora_files.tensors(style, lora_files.ALPHAS["one alpha"])
             lora_files.lora_file(root / f"{style}.safetensors", made)
@@ -134,8 +149,9 @@ class Valid:
 
 def place(folder: Path, config: bytes, tensors: bytes, name: str = TENSORS) -> None:
     """One adapter folder of these contents."""
-    for other in (TENSORS, BIN):
-        (folder / other).unlink(missing_ok=True)
+    other = BIN if name == TENSORS else TENSORS
+    if (folder / other).exists():
+        (folder / other).unlink()
     (folder / CONFIG_NAME).write_bytes(config)
     (folder / name).write_bytes(tensors)
 
@@ -145,7 +161,7 @@ class Fuzz:
 
     def __init__(self, root: Path) -> None:
         self.valid, self.one = Valid(root), root / "one"
-        kinds = ("lora", "guide", "group")
+        kinds = ("lora", "guide", "group", "library")
         self.config = {kind: self.valid.content(f"{kind}/{CONFIG_NAME}") for kind in kinds}
         self.tensors = {kind: self.valid.content(f"{kind}/{TENSORS}") for kind in self.config}
         self.single = {name: self.valid.content(name) for name in self.valid.files()}
@@ -235,7 +251,7 @@ class Fuzz:
     def _reader(self, draw: Random, kind: str) -> Callable[[], object]:
         """A reader, mostly one for that kind of folder."""
         carry = draw.random() < 0.5
-        own = {"lora": read_lora, "guide": read_guide, "group": read_guide}[kind]
+        own = READERS[kind]
         others: tuple[Callable[[], object], ...] = (
             lambda: open_adapter(self.one, carry=carry),
             lambda: load_adapters(Model(), self.one),
@@ -324,8 +340,9 @@ def run(name: str, cases: int) -> Tally:
         root.mkdir(parents=True)
         fuzz = Fuzz(root)
         damage: Callable[[Random], str] = getattr(fuzz, name)
+        watch = Stopwatch(SECONDS, MEBIBYTES)
         for number in range(cases):
-            draw, watch = drawn(name, number), Stopwatch(SECONDS, MEBIBYTES)
+            draw = drawn(name, number)
 
             def case(draw: Random = draw) -> str:
                 try:
@@ -361,10 +378,11 @@ CAMPAIGNS = (
         "configuration",
         36_000,
         (
-            "a regular expression such as `(a+)+$` in `rank_pattern` or `target_modules` never came back: now "
+            "a regular expression such as `(a+)+$` in `rank_pattern` or `target_modules` never ended: now "
             "matched in bounded time (`tntune.checkpoint.expression`)",
             "a layer leg of size 2³¹ in a shared map was planned for hours: now refused before it is made",
             "`r` of 400 digits was an OverflowError: now refused",
+            "a map of 2⁶⁴ features was a TypeError of torch in `load_adapters`: now refused",
             "a configuration that is a device or a pipe was read without end: now refused",
         ),
     ),

@@ -15,7 +15,8 @@ import warnings
 from pathlib import Path
 
 HOME = Path(__file__).parents[2]
-sys.path[0] = str(HOME)  # in place of this folder
+if __name__ == "__main__":
+    sys.path[0] = str(HOME)  # in place of this folder
 
 from tests.reliability.campaign import Campaign, Tally  # noqa: E402
 from tests.reliability.every import CAMPAIGNS  # noqa: E402
@@ -23,9 +24,9 @@ from tests.reliability.every import CAMPAIGNS  # noqa: E402
 PAGE = HOME / "RELIABILITY.md"
 HEAD = """# Reliability
 
-What tntune promises under bad input, faults and extreme numbers, and how often that was tried. Every line is one
-campaign of `tests/reliability`; its cases are drawn from fixed seeds, so each run tries the same. This table is
-written by `python tests/reliability/run.py`; `pytest -m slow tests/reliability` tries a hundredth of it.
+What tntune promises under bad input, faults and extreme numbers, and how often that was tried. Every line is
+one campaign of `tests/reliability`; its cases are drawn from fixed seeds, so each run tries the same. This
+table is written by `python tests/reliability/run.py`; `pytest -m slow tests/reliability` tries a part of it.
 
 | campaign | what is promised | cases tried | failures now | seconds | command |
 |---|---|---:|---:|---:|---|
@@ -50,8 +51,7 @@ def row(campaign: Campaign, tally: Tally, seconds: float) -> str:
 def found() -> str:
     """The list of what the campaigns have found."""
     lines = [f"- **{each.name}**: {one}" for each in CAMPAIGNS for one in each.found]
-    head = f"\n## Failures found and fixed: {len(lines)}\n\nEach has a test of its own beside the module it was in.\n"
-    return "\n".join([head, *lines]) + "\n"
+    return "\n".join([f"\n## Failures found and fixed: {len(lines)}\n", *lines]) + "\n"
 
 
 def write(campaign: Campaign, line: str) -> None:
@@ -79,12 +79,13 @@ def main() -> int:
     broken = 0
     for campaign in chosen:
         if given.list:
-            print(f"{campaign.name}: {campaign.promise}")
+            sys.stdout.write(f"{campaign.name}: {campaign.promise}\n")
             continue
         began = time.perf_counter()
         tally = campaign.run(given.cases or campaign.full)
         line = row(campaign, tally, time.perf_counter() - began)
-        print("\n".join([line, *tally.shown]), flush=True)
+        sys.stdout.write("\n".join([line, *tally.shown]) + "\n")
+        sys.stdout.flush()
         broken += tally.failures
         if given.cases is None:
             write(campaign, line)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tntune.adapters.cache import FactorCache
 from tntune.adapters.generation import Generation
+from tntune.adapters.recomputation import check_recomputation
 from tntune.errors import DtypeError, ModeError, SpecError
 from tntune.maps.base import Factors, Tensors, WeightMap
 from tntune.maps.chain import Chains, Halves, halves
@@ -89,6 +90,9 @@ class FactorGenerator(nn.Module):
 
         The kind ``Chains`` is what a layer applies: the matrices of one site, as products where that is
         cheaper (:class:`tntune.maps.chain.Halves`), which the shapes alone decide.
+
+        Raises:
+            UnsupportedError: As :func:`tntune.adapters.recomputation.check_recomputation`.
         """
         if kind is Chains:
             return Chains.of(self._whole(site)) if self._halves is None else self._products(self._halves)
@@ -149,7 +153,8 @@ class FactorGenerator(nn.Module):
 
     def _whole(self, site: int | None) -> Factors:
         """The factors themselves."""
-        if site is not None and not torch.compiler.is_compiling():
+        if site is not None and self.map.sites > 1 and not torch.compiler.is_compiling():
+            check_recomputation()
             kept = self._generation.take(self._own(), site)
             if kept is not None:
                 return kept

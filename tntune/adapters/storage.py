@@ -22,6 +22,7 @@ from tntune.errors import (
     UnsupportedError,
 )
 from tntune.files import CONFIG_NAME, Json, new_folder, read_json, write_json
+from tntune.maps.base import Shape
 from tntune.maps.group import SHARED_PEFT_TYPE, Group, group_config, group_key, groups_from_config
 from tntune.maps.recipe import group_name
 from tntune.maps.site import KEY_PREFIX, Site, site_config, site_key, sites_from_config
@@ -123,7 +124,7 @@ def load_adapters(model: nn.Module, folder: str | os.PathLike[str]) -> nn.Module
     sites, keys = _described(config, config_file)
     weights, saved = _read(weights_file), _saved_modules(model, config, config_file)
     known = {
-        keys[name](flat): torch.empty(shape, device="meta")
+        keys[name](flat): _like(weights_file, shape)
         for name, site in sites.items()
         for flat, shape in site.tensor_shapes().items()
     } | saved
@@ -211,6 +212,14 @@ def _read(file: Path) -> dict[str, Tensor]:
         return load_file(file)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{file}: cannot be read: {error}") from error
+
+
+def _like(file: Path, shape: Shape) -> Tensor:
+    """A tensor of that shape without entries; CheckpointError where the shape is beyond all tensors."""
+    try:
+        return torch.empty(shape, device="meta")
+    except (RuntimeError, TypeError) as error:
+        raise CheckpointError(f"{file}: has no tensor of shape {shape}, which a map needs") from error
 
 
 def _check_tensor(file: Path, key: str, tensor: Tensor, like: Tensor) -> None:

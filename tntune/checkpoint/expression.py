@@ -71,10 +71,9 @@ def matches_end(expression: str, text: str) -> bool:
         >>> matches_end("h.0.fc", "model.h.0.fc"), matches_end("^h.0.fc", "model.h.0.fc")
         (True, False)
     """
-    whole = end_expression(expression)
     if _NEVER_SLOW.fullmatch(expression):
-        return re.match(whole, text) is not None
-    return bool(_parsed(whole)(text, 1))
+        return _end_pattern(expression).match(text) is not None
+    return bool(_parsed(end_expression(expression))(text, 1))
 
 
 def end_expression(expression: str) -> str:
@@ -85,6 +84,12 @@ def end_expression(expression: str) -> str:
         (.*[.])?(fc|proj)$
     """
     return f"(.*[.])?({expression})$"
+
+
+@lru_cache(maxsize=2**14)
+def _end_pattern(expression: str) -> re.Pattern[str]:
+    """The compiled pattern: a folder may name each of its layers, and ``re`` keeps but a few hundred."""
+    return re.compile(end_expression(expression))
 
 
 @lru_cache(maxsize=1024)

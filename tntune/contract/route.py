@@ -25,13 +25,12 @@ def train_routes(order: int, *, has_z: bool) -> dict[str, Path]:
     cores = range(order)
     trees = {"left to right": _from_left(cores, z), "right to left": _from_right(cores, z)}
     for at in range(1, order):
-        left, right, name = cores[:at], cores[at:], f"halves at bond {at}"
-        if has_z:
-            trees[f"{name}, z in the left"] = (_from_left(left, z), _from_left(right, []))
-            trees[f"{name}, z in the left, inward"] = (_from_left(left, z), _from_right(right, []))
-        where = ", z in the right" if has_z else ""
-        trees[f"{name}{where}"] = (_from_left(left, []), _from_left(right, z))
-        trees[f"{name}{where}, inward"] = (_from_left(left, []), _from_right(right, z))
+        left, right = cores[:at], cores[at:]
+        for own, other, where in ((z, [], ", z in the left"), ([], z, ", z in the right")):
+            name = f"halves at bond {at}{where if z else ''}"
+            trees[name] = (_from_left(left, own), _from_left(right, other))
+            if len(right) > 2:
+                trees[f"{name}, inward"] = (_from_left(left, own), _from_right(right, other))
     paths = {name: _path(tree, order + len(z)) for name, tree in trees.items()}
     names = {path: name for name, path in reversed(paths.items())}
     return {names[path]: path for path in dict.fromkeys(paths.values()) if path}

@@ -1,7 +1,7 @@
 """Conversion: a trained LoRA to any map and back, with the error of every step measured."""
 
 from tntune.convert.attach import attached
-from tntune.convert.calibrate import calibrate
+from tntune.convert.calibrate import calibrate, lora_factors
 from tntune.convert.collection import CollectionSettings, convert_collection
 from tntune.convert.collection_report import CollectionReport, MemberReport
 from tntune.convert.compare import Comparison, LayerComparison, compare_adapters
@@ -72,6 +72,7 @@ __all__ = [
     "export_member",
     "kl_divergence",
     "lift",
+    "lora_factors",
     "model_divergence",
     "model_score",
     "resize_lora",

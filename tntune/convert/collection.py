@@ -15,7 +15,7 @@ from tntune.convert.candidate import Candidate
 from tntune.convert.collected import Collected, check_bases
 from tntune.convert.collection_report import CollectionReport
 from tntune.convert.convert import Progress
-from tntune.convert.member import described, group_name, member_reports, passthrough, sized
+from tntune.convert.member import described, group_name, library_card, member_reports, passthrough, sized
 from tntune.convert.output import check_output
 from tntune.convert.search import JointSearch, TruncatedSearch
 from tntune.convert.target import Target
@@ -188,12 +188,16 @@ def _write(
     overwrite: bool,
 ) -> None:
     """The library of a candidate, at the members' own norms."""
+    members = described(folders, report.members, report.norm)
+    groups = {
+        group_name(i, piece[0]): sized(piece, collected.sizes) for i, piece in enumerate(candidate.pieces)
+    }
     write_library(
         output,
-        described(folders, report.members, report.norm),
-        {group_name(i, piece[0]): sized(piece, collected.sizes) for i, piece in enumerate(candidate.pieces)},
+        members,
+        groups,
         passthrough=passthrough(folders),
         metadata={"tntune": "collect", "settings": report.settings},
-        card=report.card(),
+        card=library_card(output, members, (group for group, _ in groups.values())),
         overwrite=overwrite,
     )

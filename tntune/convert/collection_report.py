@@ -2,26 +2,9 @@
 
 import json
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 __all__ = ["CollectionReport", "MemberReport"]
-
-_CARD = """# {name}
-
-A library of {count} adapters of {base}, made by tntune: {before:,} parameters in all before, {after:,} after,
-of which {shared:,} are bases that all members share.
-
-| member | parameters before | own after | error | plain SVD | bases of its own |
-|---|---|---|---|---|---|
-{rows}
-
-Errors are relative errors of ΔW in {norm}, as stored. Beside them: truncated SVDs of all members, and joint
-trains of each member alone, both with as many parameters in all as this library.
-
-`tntune export LIBRARY --member NAME --to lora -o OUTPUT` makes a plain LoRA of a member, which PEFT and every
-LoRA server load.
-"""
 
 
 @dataclass(frozen=True)
@@ -135,24 +118,6 @@ class CollectionReport:
         totals = {"error": self.error, "svd_error": self.svd_error, "apart_error": self.apart_error}
         return json.loads(json.dumps({**asdict(self), **totals}))  # type: ignore[no-any-return]
 
-    def card(self) -> str:
-        """A model card in Markdown."""
-        rows = [
-            f"| {own.name} | {own.params_before:,} | {own.params_after:,} | {own.error:.4f} "
-            f"| {_shown(own.svd_error)} | {_shown(own.apart_error)} |"
-            for own in self.members
-        ]
-        return _CARD.format(
-            name=Path(self.output).name,
-            count=len(self.members),
-            base=self.base_model or "one model",
-            before=self.params_before,
-            after=self.params_after,
-            shared=self.shared_params,
-            rows="\n".join(rows),
-            norm="the Frobenius norm" if self.norm == "frobenius" else f"the norm of each task ({self.norm})",
-        )
-
 
 def _mean(errors: list[float | None]) -> float | None:
     """Root mean square; None where one is missing."""
@@ -160,7 +125,3 @@ def _mean(errors: list[float | None]) -> float | None:
     if len(known) < len(errors) or not known:
         return None
     return float((sum(error**2 for error in known) / len(known)) ** 0.5)
-
-
-def _shown(error: float | None) -> str:
-    return "-" if error is None else f"{error:.4f}"

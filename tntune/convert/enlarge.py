@@ -19,7 +19,7 @@ from tntune.convert.collection_report import MemberReport
 from tntune.convert.form import Form
 from tntune.convert.joint import best_coefficients
 from tntune.convert.joint_train import JOINT_LAYOUT, JointTrain
-from tntune.convert.member import described, group_name, member_reports, passthrough, sized
+from tntune.convert.member import described, group_name, library_card, member_reports, passthrough, sized
 from tntune.convert.norm import LayerNorm
 from tntune.convert.output import check_output
 from tntune.convert.search import TruncatedSearch
@@ -97,12 +97,14 @@ def enlarge_library(
     for other in TruncatedSearch(collected.layers, collected.norm).candidates(spent):
         candidates.setdefault(other.name, other)
     reports = member_reports(folders, collected, candidates, own)
+    members = {**old.members, **described(folders, reports, collected.norm.name)}
     write_library(
         output,
-        {**old.members, **described(folders, reports, collected.norm.name)},
+        members,
         groups,
         passthrough={**old.carried(), **passthrough(folders)},
         metadata=old.config.get("metadata"),
+        card=library_card(output, members, (group for group, _ in groups.values())),
         overwrite=overwrite,
     )
     return reports

@@ -1,12 +1,14 @@
 """What libraries say of their members, and the pieces of a candidate as a library stores them."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from torch import Tensor
 
 from tntune.checkpoint.config import carried
-from tntune.checkpoint.library import LibraryMember, member_path
+from tntune.checkpoint.library import LibraryMember, member_path, own_params
 from tntune.checkpoint.lora import LoraFolder
 from tntune.convert.candidate import Candidate, Piece
 from tntune.convert.collected import Collected, MemberErrors, owner
@@ -14,7 +16,25 @@ from tntune.convert.collection_report import MemberReport
 from tntune.convert.norm import Norm
 from tntune.maps.group import Group
 
-__all__ = ["described", "group_name", "member_reports", "passthrough", "sized"]
+_ERRORS = ("relative_error", "svd_relative_error", "task_error")
+
+_CARD = """# {name}
+
+A library of {count} adapters of {base}, made by tntune: {before:,} parameters in all before, {after:,} after,
+of which members share {shared:,}.
+
+| member | parameters before | own after | error | plain SVD | error in the task norm |
+|---|---|---|---|---|---|
+{rows}
+
+Errors are relative errors of ΔW, as stored. Plain SVD: truncated SVDs of all members together, of as many
+parameters in all; for members that were added later, of as many as they added.
+
+`tntune export LIBRARY --member NAME --to lora -o OUTPUT` makes a plain LoRA of a member, which PEFT and every
+LoRA server load.
+"""
+
+__all__ = ["described", "group_name", "library_card", "member_reports", "passthrough", "sized"]
 
 
 def member_reports(
@@ -82,6 +102,40 @@ def described(
         )
         for own in reports
     }
+
+
+def library_card(
+    path: str | os.PathLike[str], members: Mapping[str, LibraryMember], groups: Iterable[Group]
+) -> str:
+    """A model card in Markdown, of what a library says of its members.
+
+    Example:
+        >>> "A library of 1 adapters of gpt2" in library_card(
+        ...     "a", {"one": LibraryMember({"base_model_name_or_path": "gpt2"}, {"params_before": 9})}, ())
+        True
+    """
+    served = list(groups)
+    own = own_params(served)
+    after = sum(group.map.num_parameters for group in served)
+    rows = [
+        f"| {name} | {each.notes['params_before']:,} | {own.get(name, 0):,} "
+        + "".join(f"| {_shown(each.notes.get(key))} " for key in _ERRORS)
+        + "|"
+        for name, each in members.items()
+    ]
+    return _CARD.format(
+        name=Path(path).name,
+        count=len(members),
+        base=next(iter(members.values())).config.get("base_model_name_or_path") or "one model",
+        before=sum(each.notes["params_before"] for each in members.values()),
+        after=after,
+        shared=after - sum(own.values()),
+        rows="\n".join(rows),
+    )
+
+
+def _shown(error: float | None) -> str:
+    return "-" if error is None else f"{error:.4f}"
 
 
 def group_name(index: int, group: Group) -> str:

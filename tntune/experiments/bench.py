@@ -90,26 +90,26 @@ def conduct(
     """Tune every contender on one seed by validation, then run it on the others; what exists is read.
 
     Args:
-            experiment: What to compare.
-            scale: How much of it.
-            bench: Task and records.
-            seeds: How many seeds to report, in place of the scale's number.
-            report: Told of the runs.
+        experiment: What to compare.
+        scale: How much of it.
+        bench: Task and records.
+        seeds: How many seeds to report, in place of the scale's number.
+        report: Told of the runs.
 
     Returns:
-            The records that are reported, and in words the contenders that do not fit a budget.
+        The records that are reported, and in words the contenders that do not fit a budget.
 
     Example:
-            >>> from tempfile import TemporaryDirectory
-            >>> from tntune.experiments.attach import target_sizes
-    from tntune.experiments.experiment import find_experiments
-            >>> from tntune.experiments.planes import Planes
-            >>> experiment, quiet = find_experiments("planes")[0].only(["lora"]), lambda what, done, total: None
-            >>> with TemporaryDirectory() as folder:
-            ...     bench = Bench(Planes(), Records(folder), device=torch.device("cpu"), report=quiet)
-            ...     records, _ = conduct(experiment, "smoke", bench, seeds=1, report=quiet)
-            >>> [(record.run["budget"], record.params["adapter"]) for record in records]
-            [(192, 192), (384, 384)]
+        >>> from tempfile import TemporaryDirectory
+        >>> from tntune.experiments.experiment import find_experiments
+        >>> from tntune.experiments.planes import Planes
+        >>> quiet = lambda what, done, total: None
+        >>> experiment = find_experiments("planes")[0].only(["lora"])
+        >>> with TemporaryDirectory() as folder:
+        ...     bench = Bench(Planes(), Records(folder), device=torch.device("cpu"), report=quiet)
+        ...     records, _ = conduct(experiment, "smoke", bench, seeds=1, report=quiet)
+        >>> [(record.run["budget"], record.params["adapter"]) for record in records]
+        [(192, 192), (384, 384)]
     """
     found, omitted = trials(experiment, scale, bench.targets, seeds=seeds)
     final: list[Record] = []
@@ -137,11 +137,10 @@ def trials(
     """The trials of an experiment at a scale; and in words those whose least size is above the budget.
 
     Example:
-            >>> from tntune.experiments.attach import target_sizes
-    from tntune.experiments.experiment import find_experiments
-            >>> found, _ = trials(find_experiments("planes")[0], "smoke", {"fc": (16, 16)}, seeds=2)
-            >>> {trial.seeds for trial in found}
-            {2}
+        >>> from tntune.experiments.experiment import find_experiments
+        >>> found, _ = trials(find_experiments("planes")[0], "smoke", {"fc": (16, 16)}, seeds=2)
+        >>> {trial.seeds for trial in found}
+        {2}
     """
     amount = experiment.scales[scale]
     found, omitted = [], []

@@ -1,7 +1,5 @@
 """The tangent kernel at the start of a training, small enough to be taken of every run."""
 
-import copy
-
 from torch import Tensor, nn
 
 from tntune.errors import NumericalError, SpecError
@@ -25,7 +23,7 @@ def start_kernel(task: Task, model: nn.Module, *, samples: int = SAMPLES) -> dic
 
     Args:
         task: Gives loss and examples.
-        model: With the method in it; a copy of it is used.
+        model: With the method in it; left in the mode it was in.
         samples: The first examples of validation.
 
     Returns:
@@ -41,9 +39,7 @@ def start_kernel(task: Task, model: nn.Module, *, samples: int = SAMPLES) -> dic
     """
     device = next(model.parameters()).device
     split = {name: tensor[:samples] for name, tensor in moved(task.data.validation, device).items()}
-    own = copy.deepcopy(
-        model
-    ).eval()  # torch.func leaves modules that sit at several paths without parameters
+    mode = model.training
 
     def loss(called: nn.Module, batch: Batch) -> Tensor:
         if isinstance(batch, Tensor):
@@ -51,10 +47,14 @@ def start_kernel(task: Task, model: nn.Module, *, samples: int = SAMPLES) -> dic
         return task.loss(called, {name: x for name, x in batch.items() if isinstance(x, Tensor)}).reshape(1)
 
     try:
-        kernel = ntk(own, split, loss, params=lambda name, p: p.requires_grad and is_adapter(task, name))
+        kernel = ntk(
+            model.eval(), split, loss, params=lambda name, p: p.requires_grad and is_adapter(task, name)
+        )
         spectrum = kernel.spectrum()
     except NumericalError:
         return None
+    finally:
+        model.train(mode)
     if spectrum.lambda_min_plus is None or spectrum.cond_plus is None:
         return None
     return {

@@ -119,9 +119,10 @@ class Method:
     def least(self, targets: Targets) -> int:
         """Parameters of all maps at rank 1, or of a LoRA of width 1: the least budget."""
         assert self.recipe is not None
-        one = {"width": 1} if self.recipe.method == "lora" else {"rank": 1}
-        smallest = replace(self, recipe=replace(self.recipe, **one))
-        return sum(group.map.num_parameters for group in smallest.groups(targets, None))
+        is_lora = self.recipe.method == "lora"
+        one = replace(self.recipe, width=1) if is_lora else replace(self.recipe, rank=1)
+        groups = replace(self, recipe=one).groups(targets, None)
+        return sum(group.map.num_parameters for group in groups)
 
     def groups(self, targets: Targets, budget: int | None) -> tuple[Group, ...]:
         """The maps with the targets that each serves; all together have at most ``budget`` parameters.

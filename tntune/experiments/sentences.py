@@ -62,8 +62,8 @@ class SentenceClassifier(nn.Module):
         classifier: Starts at zero.
 
     Example:
-        >>> sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
-        >>> model = SentenceClassifier(BertModel(BertConfig(9, **sizes), add_pooling_layer=False), 3).eval()
+        >>> config = BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=1)
+        >>> model = SentenceClassifier(BertModel(config, add_pooling_layer=False), labels=3).eval()
         >>> short, padded = torch.tensor([[1, 2]]), torch.tensor([[1, 2, 0, 0]])
         >>> bool((model(short) == model(padded)).all()), model(short).shape
         (True, torch.Size([1, 3]))

@@ -82,17 +82,19 @@ def tuner_branches(model: nn.Module) -> list[Branch]:
         >>> [branch.name for branch in tuner_branches(model)]
         ['base_model.model.0']
     """
-    found: dict[FactorGenerator, tuple[str, float]] = {}
+    found: dict[FactorGenerator, tuple[str, dict[int, float]]] = {}
     for name, layer in model.named_modules():
         if isinstance(layer, TensorGuideLayer):
             for adapter in layer.active_adapters:
                 if adapter in layer.tensorguide_site:
-                    held = layer.generator(adapter)
-                    first, scale = found.get(held, (name, 0.0))
-                    found[held] = (first, max(scale, abs(layer.scaling[adapter])))
+                    _, scales = found.setdefault(layer.generator(adapter), (name, {}))
+                    scales[layer.tensorguide_site[adapter][1]] = layer.scaling[adapter]
     if not found:
         raise TargetError("no TensorGuide adapter is active in the model: there are no ranks to choose")
-    return [Branch(name, held, scale) for held, (name, scale) in found.items()]
+    return [
+        Branch(name, held, tuple(scales.get(site, 0.0) for site in range(held.map.sites)))
+        for held, (name, scales) in found.items()
+    ]
 
 
 def note_maps(model: nn.Module) -> None:

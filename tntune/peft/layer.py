@@ -13,7 +13,6 @@ from tntune.maps.activation import activation
 from tntune.maps.base import Factors
 from tntune.maps.chain import Chains
 from tntune.peft.config import TensorGuideConfig
-from tntune.peft.recomputation import check_recomputation
 
 __all__ = ["TensorGuideLayer"]
 
@@ -96,11 +95,9 @@ class TensorGuideLayer(BaseTunerLayer):
         """The matrices of one adapter, as this call applies them.
 
         Raises:
-            UnsupportedError: For shared trains, as :func:`tntune.peft.recomputation.check_recomputation`.
+            UnsupportedError: For shared maps, as :func:`tntune.adapters.recomputation.check_recomputation`.
         """
-        group, site = self.tensorguide_site[adapter]
-        if group:
-            check_recomputation()
+        _, site = self.tensorguide_site[adapter]
         found: Chains = self.generator(adapter)(site, Chains)
         return found
 

@@ -29,7 +29,7 @@ class Branch:
     Attributes:
         name: Of the first layer, for reports.
         generator: Its map and tensors.
-        scale: s; the largest, where its layers have several.
+        scales: s of each of its sites; a site that no layer applies has 0.
         layers: Adapted layers that note its map; none where another library holds them.
 
     Example:
@@ -42,23 +42,25 @@ class Branch:
 
     name: str
     generator: FactorGenerator
-    scale: float = 1.0
+    scales: tuple[float, ...] = (1.0,)
     layers: tuple[AdaptedLinear, ...] = ()
 
     def adopt(self, map: WeightMap, params: dict[str, Tensor]) -> None:
-        """Give the generator another map of the same names, and params for it: new ones, and no gradients."""
-        trains = self.generator.weight.requires_grad
-        self.generator.map = map
-        for name, param in params.items():
-            self.generator.register_parameter(name, nn.Parameter(param, requires_grad=trains))
+        """Give the generator another map of the same names, and new params for it; the others stay."""
+        held, kept = self.generator, dict(self.generator.named_parameters())
+        fresh = FactorGenerator(map, {**kept, **params}, dict(held.named_buffers()))
+        fresh.requires_grad_(held.weight.requires_grad).train(held.training)
+        vars(held).update({name: value for name, value in vars(fresh).items() if "hook" not in name})
+        for name in kept.keys() - params.keys():
+            held.register_parameter(name, kept[name])
         for layer in self.layers:
             layer.spec = replace(layer.spec, map=map)
 
     @torch.no_grad()
     def factors(self) -> Factors:
-        """The factors at the stored latent in float64, the scale in ``up``."""
-        down, up = self.generator.stored()
-        return Factors(down.detach().double(), self.scale * up.detach().double())
+        """The factors at the stored latent in float64, the scales in ``up``."""
+        down, up = (factor.detach().double() for factor in self.generator.stored())
+        return Factors(down, up * torch.tensor(self.scales).to(up)[:, None, None])
 
 
 @dataclass(frozen=True)
@@ -114,15 +116,12 @@ def branches(model: nn.Module) -> list[Branch]:
     found: dict[FactorGenerator, list[tuple[str, AdaptedLinear]]] = {}
     for name, layer in adapted_layers(model):
         found.setdefault(layer.generator, []).append((name, layer))
-    return [
-        Branch(
-            own[0][0],
-            generator,
-            max(abs(layer.spec.scale) for _, layer in own),
-            tuple(layer for _, layer in own),
-        )
-        for generator, own in found.items()
-    ]
+    made = []
+    for generator, own in found.items():
+        scales = {layer.site: layer.spec.scale for _, layer in own}
+        every = tuple(scales.get(site, 0.0) for site in range(generator.map.sites))
+        made.append(Branch(own[0][0], generator, every, tuple(layer for _, layer in own)))
+    return made
 
 
 def chains(branch: Branch) -> tuple[Chain, ...]:
@@ -130,8 +129,8 @@ def chains(branch: Branch) -> tuple[Chain, ...]:
 
     ``δΔW = s (up δdown + δup down)``, so ``|δΔW|² <= 2 s² (|up|₂² |δdown|² + |down|₂² |δup|²)``: entries that
     make down bear the weight ``s |up|₂`` and those of up ``s |down|₂``, the largest of all sites. The train
-    of a LoRA is ΔW itself, where distances are exact. Where a layout has no core with up's entries apart
-    from down's (the flat one), both bear the smaller weight's upper bound, the larger of the two.
+    of a LoRA is ΔW itself, where distances are exact. Where no core tells up's entries from down's (the flat
+    layout), all bear the larger of both weights. A latent leg counts with the mode beside it, z aside.
 
     Raises:
         UnsupportedError: For a map without trains, one with boundary ranks above 1, or one that subtracts a
@@ -145,9 +144,9 @@ def chains(branch: Branch) -> tuple[Chain, ...]:
     map = branch.generator.map
     if isinstance(map, LoRA):
         two = ((1, map.out_features, map.width), (map.width, map.in_features, 1))
-        return (Chain(("lora_up", "lora_down"), two, _scalar(branch.scale, map.out_features)),)
+        return (Chain(("lora_up", "lora_down"), two, _scalar(branch.scales[0], map.out_features)),)
     if isinstance(map, DeltaTrain):
-        weights = _scalar(branch.scale, map.in_modes[0])
+        weights = _scalar(branch.scales[0], map.in_modes[0])
         return (Chain(tuple(map.param_shapes), tuple(map.param_shapes.values()), weights),)
     down, up = _weights(branch)
     if isinstance(map, TTLoRA):
@@ -202,8 +201,9 @@ def _chain(train: LatentTrain, prefix: str, weights: Tensor, at: int) -> Chain:
 def _weights(branch: Branch) -> tuple[float, float]:
     """What entries of down and of up count: the spectral norm of the other."""
     down, up = branch.factors()
-    sizes = [float(torch.linalg.matrix_norm(x, ord=2).max()) for x in (up, down)]
-    own, other = sizes[0], abs(branch.scale) * sizes[1]
+    spectral = [torch.linalg.matrix_norm(factor, ord=2) for factor in (up, down)]
+    own = float(spectral[0].max())
+    other = float((spectral[1] * torch.tensor(branch.scales).to(down).abs()).max())
     largest = max(own, other) or 1.0
     return max(own, _LEAST * largest), max(other, _LEAST * largest)
 

@@ -11,7 +11,7 @@ from tntune.adapters.linear import AdaptedLinear
 from tntune.errors import SpecError, UnsupportedError
 from tntune.maps.activation import activation
 from tntune.maps.site import finite
-from tntune.plugins.replacement import UnstoredSite, replace_layers
+from tntune.plugins.replacement import is_owner, replace_layers
 
 __all__ = ["ElementwiseLinear", "ResidualSine", "Sine", "transform_deltas"]
 
@@ -93,8 +93,8 @@ class ElementwiseLinear(AdaptedLinear):
         zeros = torch.zeros(2, 3)
         if function(zeros).shape != zeros.shape or bool(function(zeros).any()):
             raise SpecError(f"f must act on every entry alone with f(0) = 0, and {function!r} does not")
-        super().__init__(layer.base, layer.generator, scale=layer.spec.scale, site=layer.site)
-        self.spec = UnstoredSite(layer.spec.map, layer.spec.scale)
+        scale, owner = layer.spec.scale, is_owner(layer)
+        super().__init__(layer.base, layer.generator, scale=scale, site=layer.site, owner=owner)
         self.enabled = layer.enabled
         self.function = function
 

@@ -8,7 +8,7 @@ from tntune.adapters.linear import AdaptedLinear, is_transposed
 from tntune.errors import NumericalError, UnsupportedError
 from tntune.maps.activation import activation
 from tntune.maps.base import Factors
-from tntune.plugins.replacement import UnstoredSite, replace_layers
+from tntune.plugins.replacement import is_owner, replace_layers
 
 __all__ = ["MagnitudeLinear", "decompose_weights"]
 
@@ -45,8 +45,8 @@ class MagnitudeLinear(AdaptedLinear):
             raise UnsupportedError(
                 f"a magnitude scales a weight, and an adapter with activation {sigma.name!r} is none"
             )
-        super().__init__(layer.base, layer.generator, scale=layer.spec.scale, site=layer.site)
-        self.spec = UnstoredSite(layer.spec.map, layer.spec.scale)
+        scale, owner = layer.spec.scale, is_owner(layer)
+        super().__init__(layer.base, layer.generator, scale=scale, site=layer.site, owner=owner)
         self.enabled = layer.enabled
         wide = torch.promote_types(self.weight.dtype, torch.float32)
         self.magnitude = nn.Parameter(torch.ones(len(self._rows()), dtype=wide, device=self.weight.device))

@@ -13,7 +13,7 @@ from tntune.errors import SpecError, UnsupportedError
 from tntune.maps.base import positive
 from tntune.plugins.magnitude import MagnitudeLinear
 from tntune.plugins.prune_bonds import product_norm
-from tntune.plugins.replacement import UnstoredSite
+from tntune.plugins.replacement import refuse_storage
 
 __all__ = ["MergeAndRestart", "restart"]
 
@@ -150,4 +150,4 @@ def _keep_merged(layer: AdaptedLinear) -> None:
     merged = layer.base.weight
     layer.unmerge()
     layer.base.weight = merged
-    layer.spec = UnstoredSite(layer.spec.map, layer.spec.scale, layer.spec.activation)
+    refuse_storage(layer)

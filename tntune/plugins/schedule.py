@@ -83,7 +83,8 @@ def scheduled_sites(
         What :func:`tntune.adapters.adapt` takes.
 
     Raises:
-        SpecError: Where ``sizes`` lacks a target or names another module, or for another ``what``.
+        SpecError: Where ``sizes`` lacks a target or names another module, for another ``what``, or for a
+            method whose maps serve several layers.
         TargetError: As :meth:`AdapterSpec.sites_for`.
 
     Example:
@@ -101,8 +102,9 @@ def scheduled_sites(
     for index, name in enumerate(names):
         size = sizes[name]
         own = replace(spec, width=size) if what == "width" else replace(spec, rank=size)
-        scale = 1.0 if spec.alpha is None else spec.alpha / own.width
-        found[name] = Site(own.map_for(*features(modules[name]), index=index), scale, spec.activation)
+        map = own.map_for(*features(modules[name]), index=index)
+        scale = 1.0 if spec.alpha is None else spec.alpha / map.width
+        found[name] = Site(map, scale, spec.activation)
     return found
 
 

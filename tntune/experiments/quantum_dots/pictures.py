@@ -56,7 +56,7 @@ def draw_diagrams(path: Path) -> None:
     for axis in axes[-1]:
         axis.set_xlabel("gate 1 (mV)", fontsize=8)
     try:
-        figure.savefig(path, dpi=80, metadata={"Software": None})
+        figure.savefig(path, dpi=72, metadata={"Software": None})
     except OSError as error:
         raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
 
@@ -69,5 +69,5 @@ def _draw(axis: Any, device: Device, noise: str) -> None:
     low, high = diagram.quantile(torch.tensor([0.01, 0.99])).tolist()
     place = (x, x + span, y, y + span)
     style = {"origin": "lower", "cmap": "viridis", "interpolation": "nearest"}
-    axis.imshow(diagram, extent=place, vmin=low, vmax=high, **style)
+    axis.imshow(diagram.numpy(), extent=place, vmin=low, vmax=high, **style)
     axis.tick_params(labelsize=6)

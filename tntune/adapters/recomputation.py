@@ -1,4 +1,4 @@
-"""One check: shared trains, several processes and reentrant checkpointing do not go together."""
+"""One check: shared maps, several processes and reentrant checkpointing do not go together."""
 
 import torch
 from torch import distributed
@@ -30,8 +30,8 @@ def check_recomputation() -> None:
         return
     if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
         raise UnsupportedError(
-            "reentrant activation checkpointing gives a train that layers share wrong gradients where "
+            "reentrant activation checkpointing gives a map that layers share wrong gradients where "
             f"{distributed.get_world_size()} processes train together, as DDP does; set "
-            'gradient_checkpointing_kwargs={"use_reentrant": False}, or take TensorGuideConfig, whose layers '
-            "share nothing"
+            'gradient_checkpointing_kwargs={"use_reentrant": False}, or take a method that '
+            "shares nothing"
         )
