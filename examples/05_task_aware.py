@@ -1,4 +1,4 @@
-"""Where the task feels it: one LoRA at small budgets, by every way of compressing it, scored on held-out texts.
+"""Where the task feels it: one LoRA at small budgets, compressed in every way, scored on held-out texts.
 
     python examples/05_task_aware.py                    # about ten minutes on two cores
     python examples/05_task_aware.py --figure out.svg   # and one figure (needs the plots extra)

@@ -88,16 +88,16 @@ def peak_memory() -> float:
 
 
 class Stopwatch:
-    """Seconds and MiB of each of many cases; reads as too much where one passes the limits."""
+    """Processor seconds and MiB of each of many cases; reads as too much where one passes the limits."""
 
     def __init__(self, seconds: float, mebibytes: float) -> None:
         self.seconds, self.mebibytes = seconds, mebibytes
-        self.began, self.held = time.perf_counter(), peak_memory()
+        self.began, self.held = time.process_time(), peak_memory()
 
     def excess(self) -> str | None:
         """What was too much since the last call, or None."""
         began, held = self.began, self.held
-        self.began, self.held = time.perf_counter(), peak_memory()
+        self.began, self.held = time.process_time(), peak_memory()
         if self.began - began > self.seconds:
             return f"took {self.began - began:.1f} s"
         return f"took {self.held - held:.0f} MiB" if self.held - held > self.mebibytes else None

@@ -168,7 +168,7 @@ def _shape(draw: Random, shape: Any) -> Any:
     """Another shape, often of the same number of entries."""
     if not isinstance(shape, list) or not shape or draw.random() < 0.4:
         return _value(draw, [0, 3], [-1, 2], [2**40] * 2, [2**63], [1.5], [1] * 70, [2**32] * 2)
-    return draw.choice((shape[::-1], [*shape, 1], [1, *shape], shape[:-1], [*shape[:-1], shape[-1] + 1], [0]))
+    return draw.choice((shape[::-1], [*shape, 1], [1, *shape], shape[:-1], [*shape[:-1], 7], [0]))
 
 
 def _offsets(draw: Random, offsets: Any, size: int) -> Any:

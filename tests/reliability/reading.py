@@ -47,7 +47,7 @@ from tntune.files import CONFIG_NAME
 __all__ = ["CAMPAIGNS"]
 
 SECONDS, MEBIBYTES = 5.0, 256.0
-"""What one case may take; a valid file takes a millisecond, and a machine shared with others stalls."""
+"""What one case may take of the processor and of memory; a valid file takes a millisecond."""
 
 TENSORS, BIN = sample.TENSORS, "adapter_model.bin"
 
@@ -105,18 +105,18 @@ def ended(read: Callable[[], object]) -> str:
 
 @contextmanager
 def stopped(seconds: float) -> Iterator[None]:
-    """Raise :class:`SlowError` where the block takes longer; regular expressions are interrupted too."""
+    """Raise :class:`SlowError` where the block computes for longer; regular expressions are interrupted too."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise SlowError(f"was stopped after {seconds} s")
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 class Valid:
@@ -366,7 +366,9 @@ def run(name: str, cases: int) -> Tally:
 
 KNOWN = {CONFIG_NAME, TENSORS, BIN, "one.safetensors", "c.safetensors", "state.bin"}
 
-_PROMISE = "returns or raises our errors, within {} s and {} MiB; nothing is written, no code is run"
+_PROMISE = (
+    "returns or raises our errors, within {} s of computing and {} MiB; nothing is written, no code is run"
+)
 
 
 def _campaign(name: str, full: int, found: tuple[str, ...] = ()) -> Campaign:
