@@ -177,7 +177,7 @@ def test_a_member_is_exported_alone(tmp_path: Path, sources: dict[str, Path]) ->
     with pytest.raises(TargetError, match=r"is a library; name one of its members: a, b, c, d"):
         compare_adapters(sources["a"], library)
     with pytest.raises(TargetError, match="is a single adapter and has no member 'a'"):
-        compare_adapters(library, sources["a"], member="a")
+        compare_adapters(sources["b"], sources["a"], member="a")
 
 
 def test_a_new_member_costs_its_coefficients(tmp_path: Path, sources: dict[str, Path]) -> None:
@@ -240,6 +240,14 @@ def test_what_is_no_collection_is_refused(tmp_path: Path, sources: dict[str, Pat
     with pytest.raises(NumericalError, match="zero: every ΔW is zero: this adapter was never trained"):
         convert_collection(sources, tmp_path / "none", half)
     assert not (tmp_path / "none").exists()
+
+
+def test_a_new_member_has_the_sizes_of_the_old_ones(tmp_path: Path, sources: dict[str, Path]) -> None:
+    convert_collection(sources, tmp_path / "library", CollectionSettings(Target(params=0.5)))
+    wide = shared_folder(tmp_path / "wide", made={"h.0.q": (torch.ones(3, 15), torch.ones(14, 3))})
+    with pytest.raises(ModeError, match=r"wide/h\.0\.q: is \(14, 15\), but ./h\.0\.q is \(14, 14\)"):
+        enlarge_library(tmp_path / "library", {"wide": wide}, tmp_path / "more")
+    assert not (tmp_path / "more").exists()
 
 
 def test_calibrations_are_of_all_members_or_of_none(tmp_path: Path) -> None:

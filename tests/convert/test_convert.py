@@ -265,8 +265,9 @@ def test_a_lifted_conversion_computes_the_same_function(tmp_path: Path, layout: 
 def test_a_converted_folder_runs_in_a_torch_model(tmp_path: Path, method: str) -> None:
     """Its outputs are those of weights updated by ΔW as read from the files; exact, they are the LoRA's."""
     source = lora_folder(tmp_path / "lora")
+    layouts = {} if method == "svd" else {"layouts": ("io w",)}
     for target in (Target(params=0.5), Target(max_rank=4)):
-        report = converted(source, target, method, layouts=("io w",))
+        report = converted(source, target, method, **layouts)
         found = load_adapters(Model(), report.output)(inputs())
         assert close(found, updated(guided_deltas(Path(report.output)))(inputs()))
     assert same(1 + report.relative_error, 1, factor=1e5)
@@ -363,6 +364,8 @@ def test_the_card_tells_the_numbers(tmp_path: Path) -> None:
         ({"layouts": ()}, SpecError, "at least one layout"),
         ({"layouts": ("concat",)}, SpecError, "conversion needs joined layouts, not 'concat'"),
         ({"layouts": ("side f1",)}, SpecError, "side f1"),
+        ({"layouts": ("io w",), "method": "svd"}, SpecError, "'svd' chooses no layouts"),
+        ({"layouts": ("io w",), "method": "joint"}, SpecError, "'joint' chooses no layouts"),
         ({"activation": "tanh"}, UnsupportedError, "no exact form with activation 'tanh'"),
         ({"activation": "relu", "method": "svd"}, SpecError, "'relu' needs method 'tensorguide', not 'svd'"),
     ],

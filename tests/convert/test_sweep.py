@@ -115,6 +115,7 @@ def test_what_is_no_sweep_is_refused(tmp_path: Path, source: Path) -> None:
         (budgets(0.5, 0.5), "each once"),
         ([ConversionSettings(Target(max_rank=2), "svd")], "shares of the parameters"),
         (budgets(0.5, method="tensorguide"), "its methods are auto, joint and svd"),
+        ([ConversionSettings(Target(params=0.5), "auto", layouts=("io w",))], "choose no layouts here"),
         (
             [*budgets(0.5), ConversionSettings(Target(params=0.2), "auto", dtype=torch.bfloat16)],
             "in one dtype",

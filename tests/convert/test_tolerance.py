@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.convert.sample import lora_deltas, same
 from tests.convert.shared import Network, batches, shared_folder
 from tests.convert.test_recomputed import relative, stored_deltas
-from tntune.checkpoint import Calibration, save_calibration
+from tntune.checkpoint import Calibration, open_lora, save_calibration
 from tntune.convert import (
     ConversionReport,
     ConversionSettings,
@@ -21,6 +21,8 @@ from tntune.convert import (
     convert_lora,
     model_divergence,
 )
+from tntune.convert.candidate import Layers
+from tntune.convert.contest import Contest
 from tntune.convert.tolerance import smallest_budget, verified_budget
 from tntune.errors import RankError
 
@@ -73,6 +75,18 @@ def test_without_data_joint_meets_it_in_frobenius(tmp_path: Path, source: Path) 
         assert relative(lora_deltas(source), stored_deltas(out), None) <= tolerance
         assert report.norm == "frobenius"
         assert report.target_met
+
+
+def test_an_error_that_is_asked_for_to_the_last_bit_is_met(source: Path) -> None:
+    """The search for a budget and the choice at it measure alike."""
+    folder = open_lora(source)
+    contest = Contest(Layers.load(folder), None, lambda stage, done, total: None)
+    for share in (0.9, 0.7, 0.5, 0.3, 0.2, 0.1):
+        for each in contest.baselines(int(share * folder.params)):
+            tolerance = contest.error(each.candidate)
+            assert each.error == tolerance
+            budget = contest.budget_of("svd", tolerance, folder.params)
+            assert contest.best("svd", budget, tolerance=tolerance).error <= tolerance
 
 
 @pytest.mark.parametrize("method", ["joint", "svd"])

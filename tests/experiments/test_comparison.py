@@ -67,6 +67,12 @@ def test_records_of_different_data_are_not_compared(record: Record) -> None:
         compare_records([record, other], "lora")
 
 
+def test_records_of_one_seed_by_two_settings_are_not_averaged(record: Record) -> None:
+    other = replace(record, run={**record.run, "training": {}}, key="f" * 16)
+    with pytest.raises(SpecError, match="are both of seed 0, by different settings: keep one of them"):
+        compare_records([record, other], "lora")
+
+
 def test_the_series_is_the_label_before_the_at_sign(record: Record) -> None:
     assert (
         series(with_score(record, 0, 0.5, "ReLU @ M = 8"))

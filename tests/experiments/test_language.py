@@ -39,6 +39,16 @@ def tiny_task(text: str = TEXT, length: int = 8) -> LanguageTask:
 # Perplexity
 
 
+def test_a_diverged_model_has_a_finite_perplexity() -> None:
+    task = tiny_task()
+    model = task.model(0)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1e6)
+    scores = task.evaluate(model, task.data.test)
+    assert scores["loss"] > 710  # whose exponential no float holds
+    assert math.isfinite(scores["perplexity"])
+
+
 def test_perplexity_is_a_loop_over_tokens() -> None:
     task = tiny_task()
     model, rows = task.model(0).eval(), task.data.test

@@ -2,10 +2,12 @@
 
 import copy
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from tests.experiments.sample import method
+from tntune.errors import NumericalError
 from tntune.experiments.attach import attach
 from tntune.experiments.loop import MAX_POINTS, History, train
 from tntune.experiments.planes import Planes
@@ -99,6 +101,19 @@ def test_a_loss_that_is_not_finite_ends_the_training_in_a_finite_state() -> None
     history = train(task, model, Training(steps=9, evaluations=9), seed=0)
     assert (history.diverged, history.steps, len(history.scores)) == (True, 2, 3)
     assert all(bool(torch.isfinite(tensor).all()) for tensor in model.state_dict().values())
+
+
+class Hopeless(Planes):
+    """A validation loss that is never finite."""
+
+    def evaluate(self, model: nn.Module, split: Split) -> dict[str, float]:
+        return {**super().evaluate(model, split), "loss": float("inf")}
+
+
+def test_a_start_without_a_score_is_refused() -> None:
+    task = Hopeless()
+    with pytest.raises(NumericalError, match="planes: a validation score is not finite before the first"):
+        train(task, task.model(0), Training(steps=2), seed=0)
 
 
 def test_frozen_weights_stay() -> None:

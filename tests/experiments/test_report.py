@@ -102,6 +102,11 @@ def test_what_cannot_be_reported_is_an_error(tmp_path: Path, record: Record) -> 
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OutputError, match="cannot be made"):
         write_report(folder, tmp_path / "file")
+    renamed = with_score(as_published(record, PUBLISHED[0], 0.9), 1, 0.5, "renamed")
+    stray = Records(folder).save(renamed)
+    with pytest.raises(SpecError, match="its settings name no renamed, of which there are records"):
+        write_report(folder, tmp_path / "out")
+    stray.unlink()
     (folder / "odd.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"odd\.json: no record"):
         write_report(folder, tmp_path / "out")

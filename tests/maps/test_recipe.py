@@ -93,6 +93,13 @@ def test_layer_maps_are_those_of_build_map() -> None:
         assert made == build_map(method, Geometry(12, 8, 4), rank=3)
 
 
+def test_a_budget_is_no_size_of_one_layer() -> None:
+    recipe = Recipe(params=600)
+    with pytest.raises(SpecError, match="params=600 is a budget of all layers together"):
+        recipe.layer_map((12, 8))
+    assert recipe.layer_map((12, 8), rank=2).num_parameters < 600
+
+
 def test_the_joint_tensorguide_has_legs_for_layer_and_projection() -> None:
     (grid, map), *_ = (
         Recipe(method="joint", width=4, rank=3, latent="fixed", seed=5).joint_maps(SMALL).values()

@@ -47,6 +47,11 @@ def test_projections_keep_their_place_in_every_layer() -> None:
     assert roles[:2] == roles[2:4] == roles[4:]
 
 
+def test_a_number_within_a_name_is_no_block() -> None:
+    named = {f"h2o.{module}": SQUARE for module in GRID}
+    assert legs(named) == legs(GRID)
+
+
 def test_targets_that_fill_no_grid_are_a_list_of_layers() -> None:
     ragged = {name: SQUARE for name in GRID if name != "h.1.v"}
     assert {"layer": 5}.items() <= legs(ragged).items()

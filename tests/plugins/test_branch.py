@@ -137,3 +137,12 @@ def test_what_it_refuses() -> None:
         chains(branch_of(EVERY["loretta"]))
     with pytest.raises(UnsupportedError, match="'loretta' has no bonds"):
         with_ranks(EVERY["loretta"], [])
+
+
+def test_new_params_train_where_the_old_ones_did() -> None:
+    """A frozen param beside a trained one, as a chain of sampled factors has it."""
+    model = tower(LoRA(5, 4, 2))
+    model[0].generator.lora_down.requires_grad_(False)
+    branches(model)[0].adopt(LoRA(5, 4, 1), {"lora_down": torch.ones(1, 5), "lora_up": torch.ones(4, 1)})
+    own = {name: param.requires_grad for name, param in model[0].generator.named_parameters()}
+    assert own == {"lora_down": False, "lora_up": True}

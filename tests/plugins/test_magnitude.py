@@ -49,6 +49,15 @@ def test_forward_is_that_of_the_decomposed_weight(map: WeightMap) -> None:
     assert close(layer.delta_weight(), weight - layer.base.weight)
 
 
+def test_the_norm_keeps_its_precision_under_autocast() -> None:
+    layer = layer_of(LoRA(64, 48, 4)).float()
+    factors = layer.factors()
+    exact = layer._norm(factors)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(layer._norm(factors), exact)
+    assert close(exact, layer.magnitude)
+
+
 @EVERY
 def test_merge_keeps_the_function_and_unmerge_restores_the_weight(map: WeightMap) -> None:
     layer, x = layer_of(map), batch(map.in_features)

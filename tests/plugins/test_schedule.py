@@ -72,3 +72,8 @@ def test_what_they_refuse() -> None:
         scheduled_sites(model, AdapterSpec(), {"0": 3, "1": 3}, what="depth")
     with pytest.raises(SpecError, match="first must be a positive integer"):
         linear_sizes(3, first=0, last=2)
+
+
+def test_a_budget_leaves_no_sizes_to_schedule() -> None:
+    with pytest.raises(SpecError, match="params=90 is a budget of all layers together"):
+        scheduled_sites(nn.Sequential(nn.Linear(12, 8)), AdapterSpec(params=90), {"0": 4})

@@ -105,7 +105,7 @@ def ended(read: Callable[[], object]) -> str:
 
 @contextmanager
 def stopped(seconds: float) -> Iterator[None]:
-    """Raise :class:`SlowError` where the block computes for longer; regular expressions are interrupted too."""
+    """Raise :class:`SlowError` where the block computes for longer; ``re`` is interrupted too."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise SlowError(f"was stopped after {seconds} s")

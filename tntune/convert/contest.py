@@ -176,7 +176,9 @@ class Contest:
 
     @cached_property
     def _sizes(self) -> dict[str, float]:
-        """The norm of each layer's ΔW."""
+        """The norm of each layer's ΔW, as reports have it."""
+        if self.norm.calibration is None:
+            return {name: each.norm for name, each in self.layers.balanced.items()}
         own = self.layers.norms(self.norm)
         return {name: own[name].squared(self.layers.factors(name)) ** 0.5 for name in own}
 

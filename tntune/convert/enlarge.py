@@ -23,7 +23,7 @@ from tntune.convert.member import described, group_name, library_card, member_re
 from tntune.convert.norm import LayerNorm
 from tntune.convert.output import check_output
 from tntune.convert.search import TruncatedSearch
-from tntune.errors import SpecError
+from tntune.errors import ModeError, SpecError
 from tntune.maps.group import Group
 from tntune.maps.layout import Joined
 from tntune.maps.tensorguide import TensorGuide
@@ -86,6 +86,7 @@ def enlarge_library(
     folders = {name: open_lora(sources[name]) for name in sorted(sources)}
     _check_members(old, folders, mixed_bases)
     collected = Collected.load(folders, calibrations or {}, _dtype(old))
+    _check_shapes(collected.layers, old)
     pieces = dict(_pieces(collected, old))
     groups = {name: (group, old.load(name)) for name, group in old.groups.items()}
     for name, piece in pieces.items():
@@ -118,6 +119,19 @@ def _check_members(old: LibraryFolder, folders: Mapping[str, LoraFolder], mixed_
     if not mixed_bases:
         new = {name: folder.config.get("base_model_name_or_path") for name, folder in folders.items()}
         check_bases({"the library": old.config.get("base_model_name_or_path"), **new})
+
+
+def _check_shapes(layers: Layers, old: LibraryFolder) -> None:
+    """Raise where a module has other sizes in the library."""
+    known = {
+        module.partition("/")[2]: (module, _shape(group))
+        for group in old.groups.values()
+        for module in group.modules
+    }
+    for name in layers.balanced:
+        first, shape = known.get(name.partition("/")[2], (name, layers.shape(name)))
+        if shape != layers.shape(name):
+            raise ModeError(f"{name}: is {layers.shape(name)}, but {first} is {shape}")
 
 
 def _dtype(old: LibraryFolder) -> torch.dtype:

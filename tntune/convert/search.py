@@ -144,6 +144,8 @@ class JointSearch:
     def candidate(self, plan: Plan, norm: Norm) -> Candidate:
         """The adapter of a plan, fitted to the end in a norm."""
         pieces: list[Piece] = []
+        cut = any(option.method != "joint" for option in plan.values())
+        balanced = weighted(self.layers, norm) if cut else {}
         for names, option in plan.items():
             if option.method == "joint":
                 rank, width = option.ranks
@@ -151,7 +153,7 @@ class JointSearch:
                 pieces.append(joint_piece(self.layers, names, fit.train))
             else:
                 ranks = dict(zip(names, option.ranks, strict=True))
-                pieces += _truncations(self.layers, weighted(self.layers, norm), ranks)
+                pieces += _truncations(self.layers, balanced, ranks)
         return Candidate(f"joint, {norm.name}", tuple(pieces))
 
     def _problem(self, names: tuple[str, ...], norm: Norm) -> JointProblem:

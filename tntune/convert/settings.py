@@ -29,12 +29,13 @@ class ConversionSettings:
             second and third. A layer stays as it is where nothing smaller serves a budget or tolerance.
             Where layers are converted together, for ``"joint"`` or with a calibration, a tolerance is that
             of all ΔW together.
-        layouts: Joined patterns to choose from, layer by layer.
+        layouts: Joined patterns to choose from, layer by layer; where trains are made that way.
         activation: σ of the result; a nonlinear one by the exact lift, for trains only.
         dtype: Dtype to store; by default each layer keeps its own.
 
     Raises:
-        SpecError: For an unknown method, or a layout or activation that conversion cannot make.
+        SpecError: For an unknown method, a layout or activation that conversion cannot make, or layouts for a
+            method that chooses none.
         UnsupportedError: For an activation without exact lift.
 
     Example:
@@ -58,6 +59,8 @@ class ConversionSettings:
         for layout in self.layouts:
             if not isinstance(make_layout(layout, Geometry(4, 4, 2)), Joined):
                 raise SpecError(f"conversion needs joined layouts, not {layout!r}")
+        if self.method in ("joint", "svd") and tuple(self.layouts) != DEFAULT_LAYOUTS:
+            raise SpecError(f"method {self.method!r} chooses no layouts, but {self.layouts} were given")
         if self.method == "joint" and self.target.max_rank is not None:
             raise SpecError(
                 f"method 'joint' needs a budget (params, max_params) or a tolerance, "

@@ -10,6 +10,7 @@ from typing import Any
 from tntune.checkpoint.lora import LoraFolder, open_lora
 from tntune.convert.candidate import Layers
 from tntune.convert.contest import Contest
+from tntune.convert.encode import DEFAULT_LAYOUTS
 from tntune.convert.output import check_output
 from tntune.convert.report import CandidateReport, ConversionReport
 from tntune.convert.settings import ConversionSettings
@@ -107,6 +108,9 @@ def sweep_lora(
 ) -> SweepReport:
     """Write ``output/0.25`` and so on: each is what :func:`convert_lora` makes of that budget, bit for bit.
 
+    So it is with a task, or by method ``"joint"``; without a task ``"auto"`` and ``"svd"`` too convert the
+    layers together here, where that function goes layer by layer.
+
     What does not depend on the budget is done once: loading, norms, weighted SVDs, rough fits, the LoRA's own
     predictions. ``output/sweep.json`` holds the report.
 
@@ -121,7 +125,7 @@ def sweep_lora(
         task: What is known of the adapter's use; without it plain Frobenius weighs.
 
     Raises:
-        SpecError: For no budget, one twice or of another kind, other methods, or two dtypes.
+        SpecError: For no budget, one twice or of another kind, other methods, layouts, or two dtypes.
         OutputError: Where the folder exists and may not be replaced, or is no sweep's.
         RankError: Where a budget is too small for anything; nothing is written then.
 
@@ -168,8 +172,10 @@ def _by_share(budgets: Sequence[ConversionSettings]) -> dict[float, ConversionSe
         raise SpecError(f"a sweep needs shares of the parameters, each once, not {asked}")
     if len({own.dtype for own in budgets}) > 1:
         raise SpecError("a sweep stores all its adapters in one dtype")
-    if any(own.method == "tensorguide" for own in budgets):
-        raise SpecError("a sweep converts whole adapters: its methods are auto, joint and svd")
+    if any(own.method == "tensorguide" or tuple(own.layouts) != DEFAULT_LAYOUTS for own in budgets):
+        raise SpecError(
+            "a sweep converts whole adapters: its methods are auto, joint and svd, and choose no layouts here"
+        )
     return dict(sorted(found.items(), reverse=True))
 
 

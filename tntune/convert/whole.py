@@ -10,6 +10,7 @@ from tntune.checkpoint.tensor_file import TENSORS_NAME
 from tntune.checkpoint.tensorguide_writer import write_groups, write_tensorguide
 from tntune.convert.candidate import Candidate, Layers
 from tntune.convert.contest import Contest, Weighed
+from tntune.convert.encode import DEFAULT_LAYOUTS
 from tntune.convert.report import ConversionReport, LayerReport, total_error
 from tntune.convert.settings import ConversionSettings
 from tntune.convert.task import Task
@@ -47,8 +48,8 @@ def convert_whole(
         overwrite: Whether an existing adapter folder may be replaced.
 
     Raises:
-        SpecError: Where the target is a cap on ranks, the method makes no whole adapters, or a distillation
-            is to meet a tolerance.
+        SpecError: Where the target is a cap on ranks, the method makes no whole adapters, layouts are given,
+            or a distillation is to meet a tolerance.
         RankError: Where the budget is too small for anything, or all parameters miss the tolerance.
 
     Example:
@@ -60,6 +61,8 @@ def convert_whole(
             "with a calibration the methods are joint, svd and auto, for a budget (params, max_params) or a "
             f"tolerance; not {settings.method!r} for {settings.target.to_json()}"
         )
+    if tuple(settings.layouts) != DEFAULT_LAYOUTS:
+        raise SpecError(f"with a calibration no layouts are chosen from, but {settings.layouts} were given")
     if settings.target.tolerance is not None and task is not None and task.distillation is not None:
         raise SpecError("a distillation follows predictions, a tolerance the norm: give a budget to distil")
     contest = Contest(Layers.load(folder, settings.dtype), task, progress)

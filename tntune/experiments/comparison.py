@@ -77,7 +77,8 @@ def compare_records(records: Iterable[Record], baseline: str) -> tuple[Entry, ..
         baseline: Label of the method that others are compared with.
 
     Raises:
-        SpecError: Where records are of different data, which no comparison can be made of.
+        SpecError: Where records are of different data, or two of one method and budget have one seed, as
+            where settings were changed between them: no comparison can be made of those.
 
     Example:
         >>> compare_records([], "LoRA")
@@ -92,6 +93,8 @@ def compare_records(records: Iterable[Record], baseline: str) -> tuple[Entry, ..
         raise SpecError(
             f"records are of different data, {', '.join(sorted(digests))}: compare each by itself"
         )
+    for own in cells.values():
+        _check_seeds(own)
     ordered = sorted(cells.items(), key=lambda item: item[0][1] or 0)
     return tuple(
         _entry(sorted(own, key=lambda r: r.seed), _beside(cell, cells, baseline)) for cell, own in ordered
@@ -101,6 +104,18 @@ def compare_records(records: Iterable[Record], baseline: str) -> tuple[Entry, ..
 def series(record: Record) -> str:
     """The label before ``" @ "``: what members of one curve share."""
     return record.label.partition(_SERIES)[0]
+
+
+def _check_seeds(records: Sequence[Record]) -> None:
+    """Raise where two records of a cell have one seed, so that a mean would count it twice."""
+    first: dict[int, Record] = {}
+    for record in records:
+        known = first.setdefault(record.seed, record)
+        if known is not record:
+            raise SpecError(
+                f"{record.label}: {known.file_name} and {record.file_name} are both of seed {record.seed}, "
+                "by different settings: keep one of them"
+            )
 
 
 def _beside(

@@ -87,7 +87,7 @@ class LanguageTask(Task):
             total, count = total + float(losses[counted].double().sum()), count + int(counted.sum())
         model.train(training)
         loss, by_word = total / count, total / max(int(split["words"].sum()), 1)
-        return {"loss": loss, "perplexity": math.exp(loss), "word_perplexity": math.exp(min(by_word, 700.0))}
+        return {"loss": loss, "perplexity": _perplexity(loss), "word_perplexity": _perplexity(by_word)}
 
     def _losses(self, model: nn.Module, batch: Split) -> tuple[Tensor, Tensor]:
         """Of every predicted token, and which are text; no pad is before any text, so none is attended to."""
@@ -141,6 +141,11 @@ def wikitext_task(
     kept = [_spread(part, k) for part, k in zip(parts, most, strict=True)]
     targets = _targets(target, found.config.n_layer)
     return LanguageTask(Data(*kept), found.config, targets=targets, state=found.state)
+
+
+def _perplexity(nats: float) -> float:
+    """``exp(nats)``, below the largest float where a training has diverged."""
+    return math.exp(min(nats, 700.0))
 
 
 def _code() -> dict[str, str]:

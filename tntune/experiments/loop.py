@@ -11,6 +11,7 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
+from tntune.errors import NumericalError
 from tntune.experiments.machine import memory_bytes, moved, seeded
 from tntune.experiments.task import Task
 from tntune.experiments.training import Training, batches, optimizers
@@ -79,6 +80,9 @@ def train(
     Returns:
         Curves, times and memory.
 
+    Raises:
+        NumericalError: Where a validation score of the start is not finite.
+
     Example:
         >>> from tntune.experiments.planes import Planes
         >>> task = Planes()
@@ -90,6 +94,8 @@ def train(
     generator = torch.Generator().manual_seed(stream(seed, "order"))
     endless = batches(task.data.train, training.batch_size, generator)
     course.evaluate(0)
+    if course.history.diverged:
+        raise NumericalError(f"{task.name}: a validation score is not finite before the first step")
     with seeded(stream(seed, "training"), course.device):
         for step in range(1, course.total + 1):
             course.step(step, moved(next(endless), course.device))

@@ -87,6 +87,11 @@ def _by_scale(records: Sequence[Record], experiment: Experiment) -> Iterator[tup
             for record in records
             if (record.run["experiment"], record.run["scale"]) == (experiment.name, scale) and record.is_final
         ]
+        strange = sorted({record.label for record in own} - set(labels))
+        if strange:
+            raise SpecError(
+                f"{experiment.name}: its settings name no {', '.join(strange)}, of which there are records"
+            )
         if own:
             yield scale, sorted(own, key=lambda record: labels.index(record.label))
 

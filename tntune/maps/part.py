@@ -53,7 +53,8 @@ class Part:
             return value
         legs, axis = self._legs
         split = value.reshape(value.shape[0], *legs, value.shape[-1])
-        return split.index_select(axis + 1, torch.tensor(self.sites)).flatten(1, -2)
+        sites = torch.tensor(self.sites, device=value.device)
+        return split.index_select(axis + 1, sites).flatten(1, -2)
 
     def tensors(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """All of the part's tensors."""

@@ -97,10 +97,13 @@ class Recipe:
         """The map of one layer; ``index`` makes its latent differ from its neighbours'.
 
         Raises:
-            SpecError: For a method whose maps serve many layers, or an option that the method does not have.
+            SpecError: For a method whose maps serve many layers, an option that the method does not have, or
+                a budget without a rank: how far it reaches depends on all layers.
         """
         if self.is_joint:
             raise SpecError(f"a map of method {self.method!r} serves many layers; joint_maps makes it")
+        if self.params is not None and rank is None:
+            raise SpecError(f"params={self.params} is a budget of all layers together; layer_maps makes them")
         width = self.width or DEFAULT_WIDTH
         bound = self.rank if rank is None else rank
         if self.method == "lora" and rank is not None:

@@ -1,6 +1,5 @@
 """From a configuration and the sizes of the targets to maps: one for each target, or one for many."""
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 from zlib import crc32
@@ -20,6 +19,7 @@ from tntune.maps.build import (
     shared_layout,
 )
 from tntune.maps.build_joint import HEAD_METHODS
+from tntune.maps.grid import place
 from tntune.maps.group import Group
 from tntune.maps.layout import Geometry, Joined
 from tntune.maps.pattern import parse_pattern
@@ -202,9 +202,8 @@ def _grid(modules: Sequence[str], pattern: str) -> tuple[tuple[str, ...], int, i
     legs = [leg for group in parse_pattern(pattern) for leg in group]
     blocks: dict[str, dict[str, str]] = {}
     for module in modules:
-        number = re.search(r"\d+", module)
-        role = module if number is None else module[: number.start()] + "*" + module[number.end() :]
-        blocks.setdefault("" if number is None else number[0], {})[role] = module
+        block, role = place(module)
+        blocks.setdefault(block, {})[role] = module
     roles = list(next(iter(blocks.values())))
     if "proj" in legs and all(set(block) == set(roles) for block in blocks.values()):
         return tuple(block[role] for block in blocks.values() for role in roles), len(blocks), len(roles)

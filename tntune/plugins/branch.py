@@ -46,10 +46,14 @@ class Branch:
     layers: tuple[AdaptedLinear, ...] = ()
 
     def adopt(self, map: WeightMap, params: dict[str, Tensor]) -> None:
-        """Give the generator another map of the same names, and new params for it; the others stay."""
+        """Give the generator another map of the same names, and new params for it; the others stay.
+
+        A new param trains where the old one did.
+        """
         held, kept = self.generator, dict(self.generator.named_parameters())
         fresh = FactorGenerator(map, {**kept, **params}, dict(held.named_buffers()))
-        fresh.requires_grad_(held.weight.requires_grad).train(held.training)
+        for name, param in fresh.train(held.training).named_parameters():
+            param.requires_grad_(kept[name].requires_grad)
         vars(held).update({name: value for name, value in vars(fresh).items() if "hook" not in name})
         for name in kept.keys() - params.keys():
             held.register_parameter(name, kept[name])

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tntune.adapters.generator import without_autocast
 from tntune.adapters.linear import AdaptedLinear, is_transposed
 from tntune.errors import NumericalError, UnsupportedError
 from tntune.maps.activation import activation
@@ -87,7 +88,7 @@ class MagnitudeLinear(AdaptedLinear):
 
     def _norm(self, factors: Factors) -> Tensor:
         """``|W0 + ΔW|`` of every output, without a gradient."""
-        with torch.no_grad():
+        with torch.no_grad(), without_autocast(self.magnitude.device):
             rows = self._rows().to(self.magnitude.dtype)
             down, up = factors.down.to(rows), self.spec.scale * factors.up.to(rows)
             crossed = (up * (2 * (rows @ down.mT) + up @ (down @ down.mT))).sum(1)
