@@ -51,7 +51,8 @@ def row(campaign: Campaign, tally: Tally, seconds: float) -> str:
 def found() -> str:
     """The list of what the campaigns have found."""
     lines = [f"- **{each.name}**: {one}" for each in CAMPAIGNS for one in each.found]
-    return "\n".join([f"\n## Failures found and fixed: {len(lines)}\n", *lines]) + "\n"
+    head = f"\n## Failures found and fixed: {len(lines)}\n"
+    return "\n".join([head, "By the campaigns, or by reading while they were written.\n", *lines]) + "\n"
 
 
 def write(campaign: Campaign, line: str) -> None:
