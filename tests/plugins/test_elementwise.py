@@ -8,11 +8,12 @@ from torch import nn
 
 from tests.plugins.models import batch, tower
 from tests.support.maps import MAPS
+from tests.support.models import adapted
 from tests.support.tolerance import close
 from tntune.adapters import AdapterSpec, adapt, merge, save_adapters
 from tntune.errors import SpecError, UnsupportedError
 from tntune.maps import LoRA
-from tntune.plugins import ResidualSine, Sine, transform_deltas
+from tntune.plugins import ElementwiseLinear, ResidualSine, Sine, transform_deltas
 
 FUNCTIONS = {"sine": Sine(3.0), "residual sine": ResidualSine(0.5, 2.0), "tanh": torch.tanh}
 
@@ -60,3 +61,13 @@ def test_what_it_refuses(tmp_path: Path) -> None:
         transform_deltas(tower(LoRA(5, 4, 2), activation="gelu"), Sine())
     with pytest.raises(UnsupportedError, match="more than its first base and a map"):
         save_adapters(transform_deltas(tower(LoRA(5, 4, 2)), Sine()), tmp_path / "adapter")
+
+
+def test_what_f_sees_keeps_its_precision_under_autocast() -> None:
+    """A steep f would tell its rounding: the layer and its merged weight are one function there too."""
+    torch.manual_seed(0)
+    layer = ElementwiseLinear(adapted(LoRA(64, 48, 4, "random"), base=nn.Linear(64, 48)), Sine(500.0))
+    x = torch.randn(5, 64)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        merged = layer.base(x) + nn.functional.linear(x, layer.delta_weight())
+        assert torch.equal(layer(x), merged)

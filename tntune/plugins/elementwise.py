@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tntune.adapters.generator import without_autocast
 from tntune.adapters.linear import AdaptedLinear
 from tntune.errors import SpecError, UnsupportedError
 from tntune.maps.activation import activation
@@ -104,7 +105,8 @@ class ElementwiseLinear(AdaptedLinear):
         if self.merged or not self.enabled:
             return y
         down, up = self.factors()
-        delta = self.function(self.spec.scale * (up @ down))
+        with without_autocast(up.device):
+            delta = self.function(self.spec.scale * (up @ down))
         return y + functional.linear(x, delta.to(x.dtype)).to(y.dtype)
 
     def delta_weight(self) -> Tensor:
