@@ -1,4 +1,4 @@
-"""``tntune calibrate``: what a model does with the errors of its adapter, as a small file."""
+"""``tntune calibrate``: what a model does with the errors of its adapter, as a file."""
 
 import sys
 from collections.abc import Callable
@@ -22,7 +22,9 @@ def calibrate(
     source: Annotated[Path, typer.Argument(help="LoRA folder, as PEFT writes it.")],
     model: Annotated[
         str,
-        typer.Option(help="package.module:function that returns (base model, batches); run in this folder."),
+        typer.Option(
+            help="package.module:function that returns (base model with its head, batches); run in this folder."
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write, .safetensors.")],
     limit: Annotated[

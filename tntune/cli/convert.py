@@ -137,7 +137,7 @@ def export(
         f"{report.output}: {report.layers} layers, ranks up to {report.rank}", ("", "before", "after"), rows
     )
     if report.params_after > report.params_before:
-        note("as plain factors the adapter has more parameters than as trains; tntune round lowers both")
+        note("as plain factors the adapter has more parameters than as trains; tntune resize lowers them")
     note(f"error by rounding to {', '.join(report.dtypes)}: {percent(report.relative_error)}")
 
 

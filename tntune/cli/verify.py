@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from tntune.cli.console import emit, emit_json, note, percent, table
-from tntune.cli.options import Json, Member
+from tntune.cli.options import Json
 from tntune.convert.compare import compare_adapters
 from tntune.errors import SpecError
 
@@ -16,7 +16,9 @@ __all__ = ["verify"]
 def verify(
     first: Annotated[Path, typer.Argument(help="The reference: a LoRA or TensorGuide folder.")],
     second: Annotated[Path, typer.Argument(help="The folder to compare with it.")],
-    member: Member = None,
+    member: Annotated[
+        str | None, typer.Option(help="Which adapter of the second folder, where that is a library.")
+    ] = None,
     tolerance: Annotated[
         float | None, typer.Option(help="Exit 1 where the total relative error is above this.")
     ] = None,

@@ -187,5 +187,7 @@ def _calibration(recorder: _Recorder, predictions: int, notes: Mapping[str, floa
     inputs = {name: recorder.inputs[name].over(recorder.tokens[name]) for name in owners}
     outputs = {name: moment.over(predictions) for name, moment in recorder.outputs.items()}
     if not any(bool(moment.any()) for moment in outputs.values()):
-        raise NumericalError("the output does not depend on any adapted layer: all gradients are zero")
+        raise NumericalError(
+            "the output depends on no adapted layer: all gradients are zero; is the head loaded?"
+        )
     return Calibration(inputs, outputs, recorder.input_of, notes)
