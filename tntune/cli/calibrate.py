@@ -23,7 +23,7 @@ def calibrate(
     model: Annotated[
         str,
         typer.Option(
-            help="package.module:function that returns (base model with its head, batches); run in this folder."
+            help="package.module:function returning (base model with its head, batches); run in this folder."
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write, .safetensors.")],

@@ -44,14 +44,22 @@ Json = Annotated[
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
 DryRun = Annotated[
     bool,
-    typer.Option("--dry-run", help="Say how large the source is and how much memory it takes, and stop."),
+    typer.Option(
+        "--dry-run",
+        help="Say how large the source is and how much memory it takes, and stop. Models come on top.",
+    ),
 ]
 Member = Annotated[str | None, typer.Option(help="Which adapter of a library; tntune inspect lists them.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write, whole or not at all.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an adapter folder that is there.")]
 Params = Annotated[float | None, typer.Option(help="Share of the parameters to keep, such as 0.5.")]
 MaxParams = Annotated[int | None, typer.Option(help="Number of parameters to keep.")]
-Tolerance = Annotated[float | None, typer.Option(help="Relative error that every layer must meet.")]
+Tolerance = Annotated[
+    float | None,
+    typer.Option(
+        help="Relative error to meet: in every layer, or in all of them together for whole adapters."
+    ),
+]
 MaxRank = Annotated[int | None, typer.Option(help="Cap on every rank.")]
 StoredDtype = Annotated[
     str | None, typer.Option("--dtype", help=f"Dtype to store: {', '.join(_DTYPES)}. Kept by default.")

@@ -22,7 +22,8 @@ class Target:
     Attributes:
         params: Share of the parameters to keep, in (0, 1].
         max_params: Number of parameters to keep.
-        tolerance: Relative error that every layer must meet, at the fewest parameters.
+        tolerance: Relative error to meet at the fewest parameters: in every layer, or in all of them together
+            where whole adapters are made (joint, or with a calibration).
         max_rank: Cap on every TT-rank (or on the rank of a truncated SVD).
 
     Raises:
