@@ -20,6 +20,7 @@ from tntune.errors import CheckpointError, SpecError, TargetError
 from tntune.files import CONFIG_NAME, Json, read_json
 from tntune.maps.group import Group, group_config, group_key, groups_from_config
 from tntune.maps.part import Part
+from tntune.maps.site import LIBRARY_PEFT_TYPE
 
 __all__ = [
     "LIBRARY_PEFT_TYPE",
@@ -30,9 +31,6 @@ __all__ = [
     "open_library",
     "own_params",
 ]
-
-LIBRARY_PEFT_TYPE = "TENSORGUIDE_LIBRARY"
-"""What ``adapter_config.json`` calls libraries."""
 
 _SEPARATOR = "/"
 

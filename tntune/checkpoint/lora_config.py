@@ -7,10 +7,16 @@ from tntune.checkpoint.config import CARRIED_KEYS, check_carried, check_names, i
 from tntune.checkpoint.expression import check_expression, matches
 from tntune.errors import CheckpointError
 from tntune.files import Json
-from tntune.maps.site import PEFT_TYPE
+from tntune.maps.group import SHARED_PEFT_TYPE
+from tntune.maps.site import LIBRARY_PEFT_TYPE, PEFT_TYPE
 
 __all__ = ["check_lora_config", "is_target"]
 
+_READ_BY = {
+    PEFT_TYPE: "; tntune round and export read it",
+    SHARED_PEFT_TYPE: "; tntune export makes a LoRA of it",
+    LIBRARY_PEFT_TYPE: "; tntune export --member makes a LoRA of an adapter in it",
+}
 _PLAIN_KEYS = frozenset(CARRIED_KEYS) | {
     "alpha_pattern",
     "corda_config",
@@ -69,8 +75,9 @@ def check_lora_config(config: Json, file: Path, *, carry: bool) -> None:
         tntune.errors.CheckpointError: c.json: use_qalora: QA-LoRA pools the input in groups
     """
     if config.get("peft_type") != "LORA":
-        hint = "; tntune round and export read it" if config.get("peft_type") == PEFT_TYPE else ""
-        raise CheckpointError(f"{file}: peft_type: must be 'LORA', not {config.get('peft_type')!r}{hint}")
+        kind = config.get("peft_type")
+        hint = next((text for name, text in _READ_BY.items() if name == kind), "")
+        raise CheckpointError(f"{file}: peft_type: must be 'LORA', not {kind!r}{hint}")
     for key, value in config.items():
         if key in _PLAIN_KEYS or not is_active(value):
             continue

@@ -73,6 +73,8 @@ def collect(
         )
         _print_added(output, reports, json=json)
         return
+    if params is None and max_params is None:
+        raise SpecError("give --params or --max-params: how much of all members together to keep")
     members = _named(sources)
     settings = CollectionSettings(
         make_target(params, max_params, None, None), parse_dtype(dtype), mixed_bases, carry

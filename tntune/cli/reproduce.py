@@ -48,7 +48,9 @@ def reproduce(
 
     Example: tntune reproduce quantum-dot --scale smoke
     """
-    found = find_experiments(task)
+    place, found = _device(device), find_experiments(task)
+    if seeds is not None and seeds < 1:
+        raise SpecError(f"seeds must be at least 1, not {seeds}")
     chosen = _chosen(found, scale, only or [], protocol)
     folder, tasks = Records(records), dict[str, Task]()
     for experiment in found:
@@ -56,7 +58,7 @@ def reproduce(
     with progress_bar(not quiet) as move:
         for experiment in chosen:
             made = _task(experiment, scale, data, tasks)
-            bench = Bench(made, folder, device=torch.device(device), report=move)
+            bench = Bench(made, folder, device=place, report=move)
             _, omitted = conduct(experiment, scale, bench, seeds=seeds, report=move)
             for line in omitted:
                 note(f"left out: {line}")
@@ -79,6 +81,17 @@ def _write(records: Path, out: Path) -> None:
     files = write_report(records, out)
     emit((out / REPORT).read_text(encoding="utf-8").rstrip())
     note(f"written: {out / REPORT} and {len(files) - 1} figures")
+
+
+def _device(name: str) -> torch.device:
+    """The device of that name; SpecError where this torch has none."""
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise SpecError(f"device {name!r} cannot be used here: {reason}") from error
+    return device
 
 
 def _chosen(

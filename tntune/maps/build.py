@@ -86,8 +86,9 @@ def build_map(
         return TTLoRA(*geometry, down, up, start)
     if method == "lora":
         if rank is not None or latent != "none":
+            given = f"rank={rank}" if rank is not None else f"latent={latent!r}"
             raise SpecError(
-                f"method 'lora' has neither TT-rank nor latent, but rank={rank}, latent={latent!r}"
+                f"method 'lora' has neither TT-rank nor latent, but {given}; its size is width"
             )
         return LoRA(*geometry, start)
     if method not in LAYER_METHODS:

@@ -14,6 +14,7 @@ __all__ = [
     "FORMAT_VERSION",
     "GENERATOR_KEY",
     "KEY_PREFIX",
+    "LIBRARY_PEFT_TYPE",
     "PEFT_TYPE",
     "Site",
     "check_version",
@@ -31,6 +32,14 @@ KEY_PREFIX = "base_model.model."
 
 PEFT_TYPE = "TENSORGUIDE"
 """What ``adapter_config.json`` calls folders of ours."""
+
+LIBRARY_PEFT_TYPE = "TENSORGUIDE_LIBRARY"
+"""What it calls libraries of several adapters."""
+
+_READ_BY = {
+    "LORA": "; tntune convert reads it, and PEFT",
+    LIBRARY_PEFT_TYPE: "; tntune export --member takes an adapter out of it",
+}
 
 FORMAT_VERSION = 1
 """Version of the folder format; a reader refuses newer ones."""
@@ -144,8 +153,9 @@ def sites_from_config(config: Mapping[str, Any]) -> dict[str, Site]:
         True
     """
     if config.get("peft_type") != PEFT_TYPE:
-        hint = "; tntune convert reads it, and PEFT" if config.get("peft_type") == "LORA" else ""
-        raise SpecError(f"peft_type: must be {PEFT_TYPE!r}, not {config.get('peft_type')!r:.80}{hint}")
+        kind = config.get("peft_type")
+        hint = next((text for name, text in _READ_BY.items() if name == kind), "")
+        raise SpecError(f"peft_type: must be {PEFT_TYPE!r}, not {kind!r:.80}{hint}")
     check_version(config.get("format_version"))
     described = config.get("sites")
     if not isinstance(described, dict) or not described:

@@ -182,7 +182,8 @@ class TensorGuideConfig(PeftConfig):
         if not 0 <= finite("dropout", self.dropout) < 1:
             raise SpecError(f"dropout must be at least 0 and less than 1, not {self.dropout}")
         if self.method not in self._methods:
-            raise SpecError(f"method must be one of {', '.join(self._methods)}, not {self.method!r}")
+            hint = "; that one is SharedTensorGuideConfig's" if self.method in STACK_METHODS else ""
+            raise SpecError(f"method must be one of {', '.join(self._methods)}, not {self.method!r}{hint}")
         starts = (True, False, "paper", "published")
         if self.init_weights not in starts and not str(self.init_weights).startswith(FROM_LORA):
             raise SpecError(
