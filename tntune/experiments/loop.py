@@ -172,7 +172,8 @@ class _Course:
         self.history.steps = step
         self.recent.append(loss)
         if step in self.thinned:
-            self.history.losses.append((step, sum(self.recent) / len(self.recent)))
+            mean = sum(self.recent) / len(self.recent)
+            self.history.losses.append((step, float(f"{mean:.6g}")))  # a curve is looked at
             self.recent = []
 
 

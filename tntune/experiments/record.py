@@ -1,5 +1,6 @@
 """Record: what one run was and gave, as one small JSON file; and the folder of them."""
 
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from secrets import token_hex
 from typing import Any
 
 from tntune.errors import CheckpointError, OutputError
-from tntune.files import Json, read_json, write_json
+from tntune.files import Json, read_json, write_text
 
 __all__ = ["Point", "Record", "Records"]
 
@@ -150,11 +151,17 @@ class Records:
         draft = path.with_name(f".{path.name}.{token_hex(4)}.partial")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(draft, record.to_json())
+            write_text(draft, _text(record))
             draft.replace(path)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             with suppress(OSError):
                 draft.unlink()
             raise OutputError(f"{path}: cannot be written: {error}") from error
         self._found[record.key] = record
         return path
+
+
+def _text(record: Record) -> str:
+    """JSON with a line for each entry: curves stay short, and two records can be compared by eye."""
+    lines = (f'  "{name}": {json.dumps(value, allow_nan=False)}' for name, value in record.to_json().items())
+    return "{\n" + ",\n".join(lines) + "\n}\n"
