@@ -45,7 +45,7 @@ def test_a_calibration_is_made_and_weighs_the_candidates(place: Path) -> None:
     printed = calibrated("lora", "--model", "calibrating_network:calibration", "-o", "c.safetensors")
     assert printed.startswith("c.safetensors: 11 layers, 128 predictions, 128 tokens")
     assert len(open_calibration("c.safetensors").names) == 11
-    options = ("--params", 0.35, "--method", "auto", "--calibration", "c.safetensors")
+    options = ("--params", 0.35, "--calibration", "c.safetensors")  # auto is the default then
     ran = tntune("convert", "lora", "-o", "one", *options, "--json")
     assert ran.code == 0
     assert ran.json["chosen"] == "joint, task, damping 0.1"

@@ -45,7 +45,12 @@ def convert(
     max_params: MaxParams = None,
     tolerance: Tolerance = None,
     max_rank: MaxRank = None,
-    method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = METHODS[0],
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help=f"One of {', '.join(METHODS)}. Default: {METHODS[0]}, and with --calibration {METHODS[-1]}."
+        ),
+    ] = None,
     layout: Annotated[
         list[str] | None,
         typer.Option(
@@ -72,7 +77,7 @@ def convert(
     """
     settings = ConversionSettings(
         make_target(params, max_params, tolerance, max_rank),
-        method,
+        method or METHODS[-1 if calibration else 0],
         tuple(layout or DEFAULT_LAYOUTS),
         activation,
         parse_dtype(dtype),
