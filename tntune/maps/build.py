@@ -87,9 +87,7 @@ def build_map(
     if method == "lora":
         if rank is not None or latent != "none":
             given = f"rank={rank}" if rank is not None else f"latent={latent!r}"
-            raise SpecError(
-                f"method 'lora' has neither TT-rank nor latent, but {given}; its size is width"
-            )
+            raise SpecError(f"method 'lora' has neither TT-rank nor latent, but {given}; its size is width")
         return LoRA(*geometry, start)
     if method not in LAYER_METHODS:
         raise SpecError(f"method must be one of {', '.join(LAYER_METHODS)}, not {method!r:.80}")
