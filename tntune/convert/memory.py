@@ -59,7 +59,8 @@ def conversion_memory(
 def resize_memory(opened: LoraTensors, settings: ResizeSettings) -> int:
     """Bytes that :func:`tntune.convert.resize_lora` takes beyond what the process holds: an upper estimate.
 
-    One layer is held in float64, and the result in its own dtype.
+    One layer is held in float64, the result in its own dtype; of layers that stay as they are, the source's
+    pages stay mapped.
 
     Example:
         >>> resize_memory.__name__
@@ -68,7 +69,7 @@ def resize_memory(opened: LoraTensors, settings: ResizeSettings) -> int:
     budget = settings.budget(opened.params)
     size = (settings.dtype or max(opened.dtypes, key=lambda each: each.itemsize)).itemsize
     result = _WRITTEN_COPIES * size * (opened.params if budget is None else min(budget, opened.params))
-    return _LIBRARIES + result + _LAYER_COPIES // 2 * _widest(opened.sites)
+    return _LIBRARIES + opened.num_bytes + result + _LAYER_COPIES // 2 * _widest(opened.sites)
 
 
 def _widest(sites: Iterable[LoraSite]) -> int:
