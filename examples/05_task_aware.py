@@ -97,7 +97,7 @@ def layer_by_layer(task: Task, folder: Path, share: float) -> CandidateReport:
     """Plain TT-SVD of each layer in its balanced gauge."""
     settings = ConversionSettings(Target(params=share), layouts=(TRAIN_LAYOUT,))
     report = convert_lora(ADAPTER, folder, settings)
-    factors = lora_factors(export_lora(folder, folder.with_suffix(".lora")).output)
+    factors = lora_factors(export_lora(folder, folder.with_name(f"{folder.name}-lora")).output)
     return CandidateReport(
         "plain TT-SVD",
         report.params_after,
@@ -119,14 +119,11 @@ def distilled(task: Task, teacher: Teacher, folder: Path, share: float, steps: i
 # %% 3. One table and one figure
 
 
-def table(found: Sequence[CandidateReport]) -> Iterator[str]:
-    """A line for each row."""
-    yield "| stored as | parameters | bytes | error | task | divergence | accuracy |"
-    yield "|---|---|---|---|---|---|---|"
-    for row in found:
-        numbers = (row.relative_error, row.task_error, row.divergence, row.score)
-        cells = " | ".join("" if each is None else f"{each:.3f}" for each in numbers)
-        yield f"| {row.name} | {row.params:,} | {row.bytes:,} | {cells} |"
+def line(row: CandidateReport) -> str:
+    """A row of the table."""
+    numbers = (row.relative_error, row.task_error, row.divergence, row.score)
+    cells = " | ".join("" if each is None else f"{each:.3f}" for each in numbers)
+    return f"| {row.name} | {row.params:,} | {row.bytes:,} | {cells} |"
 
 
 def figure(found: Sequence[CandidateReport]) -> str:
@@ -163,9 +160,14 @@ def main(
     whole = load_task()
     train, dev, test = part(whole.train, texts), part(whole.dev, limit), part(whole.test, limit)
     task, teacher = describe(train, dev, test)
-    found = list(rows(task, teacher, shares, steps))
     print(f"{len(train)} texts to calibrate and distil on, {len(dev)} to choose by, {len(test)} to score\n")
-    print("\n".join(table(found)))
+    print(
+        "| stored as | parameters | bytes | error | task | divergence | accuracy |\n|---|---|---|---|---|---|---|"
+    )
+    found = []
+    for row in rows(task, teacher, shares, steps):
+        found.append(row)
+        print(line(row), flush=True)
     return found
 
 
