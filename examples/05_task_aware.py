@@ -161,9 +161,8 @@ def main(
     train, dev, test = part(whole.train, texts), part(whole.dev, limit), part(whole.test, limit)
     task, teacher = describe(train, dev, test)
     print(f"{len(train)} texts to calibrate and distil on, {len(dev)} to choose by, {len(test)} to score\n")
-    print(
-        "| stored as | parameters | bytes | error | task | divergence | accuracy |\n|---|---|---|---|---|---|---|"
-    )
+    print("| stored as | parameters | bytes | error | task | divergence | accuracy |")
+    print("|---|---|---|---|---|---|---|")
     found = []
     for row in rows(task, teacher, shares, steps):
         found.append(row)
