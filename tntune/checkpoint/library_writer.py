@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from tntune.checkpoint.library import LIBRARY_PEFT_TYPE, LibraryMember, check_member_name, member_path
-from tntune.checkpoint.tensor_file import TENSORS_NAME, write_tensors
-from tntune.checkpoint.tensorguide import group_keys, is_map_key
-from tntune.checkpoint.tensorguide_writer import checked_tensors
+from tntune.checkpoint.tensorguide import is_map_key
+from tntune.checkpoint.tensorguide_writer import group_tensors, write_files
 from tntune.errors import SpecError
-from tntune.files import CARD_NAME, CONFIG_NAME, Json, new_folder, write_json, write_text
+from tntune.files import Json
 from tntune.maps.group import Group, group_config, groups_from_config
 
 __all__ = ["write_library"]
@@ -53,11 +52,7 @@ def write_library(
     described["peft_type"] = LIBRARY_PEFT_TYPE
     groups_from_config(described, peft_type=LIBRARY_PEFT_TYPE)
     _check_names(members, groups, passthrough or {})
-    content = {
-        key: value
-        for name, (group, tensors) in groups.items()
-        for key, value in checked_tensors(name, group_keys(name, group), group, tensors)
-    }
+    content = group_tensors(groups)
     first = next(iter(members.values())).config
     config = {
         "base_model_name_or_path": first.get("base_model_name_or_path"),
@@ -66,11 +61,7 @@ def write_library(
         "members": {name: {"config": own.config, "notes": own.notes} for name, own in members.items()},
         "metadata": metadata or {},
     }
-    with new_folder(path, overwrite=overwrite) as folder:
-        write_json(folder / CONFIG_NAME, config)
-        write_tensors(folder / TENSORS_NAME, {**content, **(passthrough or {})})
-        if card is not None:
-            write_text(folder / CARD_NAME, card)
+    write_files(path, config, {**content, **(passthrough or {})}, card, overwrite=overwrite)
 
 
 def _check_names(

@@ -15,7 +15,7 @@ from tntune.files import CARD_NAME, CONFIG_NAME, Json, new_folder, write_json, w
 from tntune.maps.group import Group, group_config, groups_from_config
 from tntune.maps.site import Site, site_config
 
-__all__ = ["checked_tensors", "write_groups", "write_tensorguide"]
+__all__ = ["checked_tensors", "group_tensors", "write_files", "write_groups", "write_tensorguide"]
 
 
 def write_tensorguide(
@@ -113,11 +113,7 @@ def write_groups(
         raise SpecError(f"{dotted[0]!r}: the name of a group has no dot and is not empty")
     described = group_config({name: group for name, (group, _) in groups.items()})
     groups_from_config(described)
-    content = {
-        key: value
-        for name, (group, tensors) in groups.items()
-        for key, value in checked_tensors(name, group_keys(name, group), group, tensors)
-    }
+    content = group_tensors(groups)
     note = _Note(config, dict(passthrough or {}), metadata or {}, card)
     _write(path, content, described, note, overwrite=overwrite)
 
@@ -147,11 +143,49 @@ def _write(
         EMBEDDINGS_KEY: {name: scale for name, (_, scale) in embeddings.items()},
         "metadata": note.metadata,
     }
+    write_files(path, whole, {**content, **note.passthrough}, note.card, overwrite=overwrite)
+
+
+def write_files(
+    path: str | os.PathLike[str],
+    config: Json,
+    tensors: Mapping[str, Tensor],
+    card: str | None,
+    *,
+    overwrite: bool,
+) -> None:
+    """The three files of a folder, whole or not at all; no card without a text.
+
+    Raises:
+        OutputError: Where the folder cannot be written; nothing was changed.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as parent:
+        ...     write_files(Path(parent) / "adapter", {}, {}, "# Card", overwrite=False)
+        ...     sorted(file.name for file in (Path(parent) / "adapter").iterdir())
+        ['README.md', 'adapter_config.json', 'adapter_model.safetensors']
+    """
     with new_folder(path, overwrite=overwrite) as folder:
-        write_json(folder / CONFIG_NAME, whole)
-        write_tensors(folder / TENSORS_NAME, {**content, **note.passthrough})
-        if note.card is not None:
-            write_text(folder / CARD_NAME, note.card)
+        write_json(folder / CONFIG_NAME, config)
+        write_tensors(folder / TENSORS_NAME, dict(tensors))
+        if card is not None:
+            write_text(folder / CARD_NAME, card)
+
+
+def group_tensors(groups: Mapping[str, tuple[Group, Mapping[str, Tensor]]]) -> dict[str, Tensor]:
+    """The tensors of groups by their keys, checked as :func:`checked_tensors` does.
+
+    Example:
+        >>> group_tensors({})
+        {}
+    """
+    return {
+        key: value
+        for name, (group, tensors) in groups.items()
+        for key, value in checked_tensors(name, group_keys(name, group), group, tensors)
+    }
 
 
 def checked_tensors(

@@ -14,9 +14,9 @@ from tntune.checkpoint.lora import LoraFolder, open_lora
 from tntune.convert.candidate import Candidate
 from tntune.convert.collected import Collected, check_bases
 from tntune.convert.collection_report import CollectionReport
-from tntune.convert.convert import Progress
 from tntune.convert.member import described, group_name, library_card, member_reports, passthrough, sized
 from tntune.convert.output import check_output
+from tntune.convert.progress import Progress, silent
 from tntune.convert.search import JointSearch, TruncatedSearch
 from tntune.convert.target import Target
 from tntune.errors import RankError, SpecError
@@ -121,16 +121,12 @@ def convert_collection(
         check_bases({name: each.config.get("base_model_name_or_path") for name, each in folders.items()})
     collected = Collected.load(folders, calibrations or {}, settings.dtype)
     before = sum(folder.params for folder in folders.values())
-    candidates = dict(_candidates(collected, settings.target.budget(before) or 0, progress or _silent))
+    candidates = dict(_candidates(collected, settings.target.budget(before) or 0, progress or silent))
     report = _report(folders, collected, settings, candidates)
     report = replace(report, output=str(output))
     _write(folders, output, collected, candidates["shared"], report, overwrite=overwrite)
     written = open_library(output)
     return replace(report, bytes_after=written.num_bytes)
-
-
-def _silent(stage: str, done: int, total: int) -> None:
-    return None
 
 
 def _candidates(collected: Collected, budget: int, progress: Progress) -> Iterator[tuple[str, Candidate]]:

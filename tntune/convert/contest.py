@@ -1,12 +1,13 @@
 """Contest: the ways to store a whole adapter in one budget, weighed against one another."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from tntune.convert.candidate import Candidate, Layers
 from tntune.convert.distill import DistillationReport, distill
 from tntune.convert.norm import DAMPING, Norm
+from tntune.convert.progress import Progress
 from tntune.convert.report import CandidateReport, total_error
 from tntune.convert.search import JointSearch, TruncatedSearch
 from tntune.convert.task import Task
@@ -75,7 +76,7 @@ class Contest:
         ('svd', 0.5)
     """
 
-    def __init__(self, layers: Layers, task: Task | None, progress: Callable[[str, int, int], None]) -> None:
+    def __init__(self, layers: Layers, task: Task | None, progress: Progress) -> None:
         self.layers, self.task, self.progress = layers, task, progress
         self._baselines: dict[int, list[Weighed]] = {}
 

@@ -1,7 +1,7 @@
 """convert_lora: a trained LoRA folder to a smaller adapter folder, with an honest report."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from tntune.convert.encode import DeltaEncoder, stored
 from tntune.convert.gauge import balance
 from tntune.convert.option import Encoded, Option
 from tntune.convert.output import check_output
+from tntune.convert.progress import Progress, silent
 from tntune.convert.report import ConversionReport, LayerReport, stored_dtypes, total_error
 from tntune.convert.settings import ConversionSettings
 from tntune.convert.target import choose, train_options
@@ -25,10 +26,7 @@ from tntune.maps.activation import activation
 from tntune.maps.lora import LoRA
 from tntune.maps.site import Site
 
-__all__ = ["Progress", "convert_lora"]
-
-Progress = Callable[[str, int, int], None]
-"""Called with (stage, done, total) after every layer."""
+__all__ = ["convert_lora"]
 
 
 def convert_lora(
@@ -83,7 +81,7 @@ def convert_lora(
         raise SpecError(f"settings must be ConversionSettings(Target(...)), not {settings!r}")
     check_output(source, output, overwrite=overwrite)
     folder = open_lora(source, carry=carry)
-    report_progress = progress or _silent
+    report_progress = progress or silent
     if task is not None or settings.method == "joint":
         return convert_whole(
             folder, output, settings, task=task, progress=report_progress, overwrite=overwrite
@@ -112,10 +110,6 @@ def convert_lora(
     )
     written = (Path(output) / TENSORS_NAME).stat().st_size
     return replace(report, bytes_after=written)
-
-
-def _silent(stage: str, done: int, total: int) -> None:
-    return None
 
 
 def _encoder(folder: LoraFolder, site: LoraSite, settings: ConversionSettings) -> DeltaEncoder:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from tntune.convert.candidate import Candidate
 from tntune.convert.divergence import Divergence, Teacher
 from tntune.convert.encode import stored
+from tntune.convert.progress import Progress
 from tntune.errors import NumericalError, SpecError
 
 __all__ = ["Distillation", "DistillationReport", "distill"]
@@ -93,7 +94,7 @@ def distill(
     distillation: Distillation,
     judge: Divergence,
     *,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> tuple[Candidate, DistillationReport]:
     """The best state of a training: ``judge(result.factors()) <= judge(candidate.factors())``.
 

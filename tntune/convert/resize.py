@@ -13,11 +13,11 @@ from tntune.checkpoint.lora import LoraFolder, LoraSite, open_lora
 from tntune.checkpoint.lora_file import LoraFile, open_lora_file
 from tntune.checkpoint.lora_file_writer import write_lora_file
 from tntune.checkpoint.lora_writer import LoraEntry, write_lora
-from tntune.convert.convert import Progress
 from tntune.convert.encode import stored
 from tntune.convert.gauge import Balanced, balance, delta_distance, delta_norm
 from tntune.convert.norm import Norm, weighted_balance
 from tntune.convert.output import check_output
+from tntune.convert.progress import Progress, silent
 from tntune.convert.report import total_error
 from tntune.convert.resize_report import ResizedLayer, ResizeReport
 from tntune.convert.resize_settings import ResizeSettings, resized_ranks
@@ -78,14 +78,10 @@ def resize_lora(
     opened = _open(source, carry)
     if isinstance(opened, LoraFile) and Path(output).suffix != _SUFFIX:
         raise OutputError(f"{output}: a single LoRA file is named *{_SUFFIX}")
-    run = _Run(opened, settings, norm or Norm(), progress or _silent)
+    run = _Run(opened, settings, norm or Norm(), progress or silent)
     ranks = run.ranks()
     _write(opened, output, list(run.entries(ranks)), settings, overwrite)
     return run.report(_open(output, True))
-
-
-def _silent(stage: str, done: int, total: int) -> None:
-    return None
 
 
 def _open(path: str | os.PathLike[str], carry: bool) -> Source:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from tntune.convert.candidate import Layers
 from tntune.convert.contest import Contest
 from tntune.convert.encode import DEFAULT_LAYOUTS
 from tntune.convert.output import check_output
+from tntune.convert.progress import Progress, silent
 from tntune.convert.report import CandidateReport, ConversionReport
 from tntune.convert.settings import ConversionSettings
 from tntune.convert.task import Task
@@ -103,7 +104,7 @@ def sweep_lora(
     *,
     overwrite: bool = False,
     carry: bool = False,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
     task: Task | None = None,
 ) -> SweepReport:
     """Write ``output/0.25`` and so on: each is what :func:`convert_lora` makes of that budget, bit for bit.
@@ -147,7 +148,7 @@ def sweep_lora(
     settings = _by_share(budgets)
     _check_folder(source, Path(output), overwrite=overwrite)
     folder = open_lora(source, carry=carry)
-    contest = Contest(Layers.load(folder, budgets[0].dtype), task, progress or _silent)
+    contest = Contest(Layers.load(folder, budgets[0].dtype), task, progress or silent)
     for own in settings.values():
         contest.check(own.target.budget(folder.params) or 0)
     Path(output).mkdir(exist_ok=True)
@@ -158,10 +159,6 @@ def sweep_lora(
     report = SweepReport(str(folder.path), str(output), contest.norm.name, _lora(folder, task), points)
     write_json(Path(output) / SWEEP_NAME, report.to_json())
     return report
-
-
-def _silent(stage: str, done: int, total: int) -> None:
-    return None
 
 
 def _by_share(budgets: Sequence[ConversionSettings]) -> dict[float, ConversionSettings]:

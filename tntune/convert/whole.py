@@ -1,7 +1,6 @@
 """convert_whole: a LoRA to the best of several whole adapters, weighed against one another."""
 
 import os
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from tntune.checkpoint.tensorguide_writer import write_groups, write_tensorguide
 from tntune.convert.candidate import Candidate, Layers
 from tntune.convert.contest import Contest, Weighed
 from tntune.convert.encode import DEFAULT_LAYOUTS
+from tntune.convert.progress import Progress
 from tntune.convert.report import ConversionReport, LayerReport, total_error
 from tntune.convert.settings import ConversionSettings
 from tntune.convert.task import Task
@@ -28,7 +28,7 @@ def convert_whole(
     settings: ConversionSettings,
     *,
     task: Task | None,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
     overwrite: bool,
 ) -> ConversionReport:
     """Write the candidate of least divergence, or else of least error in the norm; the report has them all.

@@ -10,6 +10,7 @@ from torch import nn
 from tntune.adapters.spec import head_dim
 from tntune.errors import ModeError, SpecError
 from tntune.maps.base import WeightMap, positives
+from tntune.maps.budget import largest_rank
 from tntune.maps.build import (
     DEFAULT_RANK,
     SHARED_LAYOUT,
@@ -212,17 +213,7 @@ def _grid(modules: Sequence[str], pattern: str) -> tuple[tuple[str, ...], int, i
 
 def _largest(budget: int, what: str, make: Callable[[int], Map]) -> Map:
     """The map of the largest bound of the ranks that has at most ``budget`` parameters."""
-    low, high = 1, 2
-    if make(low).num_parameters > budget:
-        raise SpecError(
-            f"a budget of {budget} parameters for {what} is less than the {make(1).num_parameters} of rank 1"
-        )
-    while make(low).num_parameters < make(high).num_parameters <= budget:
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if make(middle).num_parameters <= budget else (low, middle)
-    return make(low)
+    return make(largest_rank(lambda rank: make(rank).num_parameters, budget, what))
 
 
 def _budget(config: TensorGuideConfig, geometry: Geometry, targets: int = 1) -> int:

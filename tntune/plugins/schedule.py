@@ -1,6 +1,5 @@
 """Schedule: sizes that differ from block to block, known before training."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -10,6 +9,7 @@ from tntune.adapters.linear import features
 from tntune.adapters.spec import AdapterSpec, target_names
 from tntune.errors import SpecError
 from tntune.maps.base import positive
+from tntune.maps.grid import place
 from tntune.maps.site import Site
 
 __all__ = ["by_block", "linear_sizes", "scheduled_sites"]
@@ -110,7 +110,7 @@ def scheduled_sites(
 
 def _block(name: str) -> int:
     """The first part of a path that is a number."""
-    numbers = [part for part in name.split(".") if re.fullmatch(r"[0-9]+", part)]
-    if not numbers:
+    block, _ = place(name)
+    if not block:
         raise SpecError(f"{name}: its path has no number, so it belongs to no block")
-    return int(numbers[0])
+    return int(block)

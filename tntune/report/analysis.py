@@ -1,11 +1,12 @@
 """AdapterAnalysis: all that theory says of an adapter folder, layer by layer, as one value."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from tntune.convert.gauge import delta_norm
+from tntune.convert.progress import Progress
 from tntune.maps.activation import activation
 from tntune.report.conditioning import LayerJacobian, layer_jacobian
 from tntune.report.kernel import LayerSpectrum, layer_kernel
@@ -14,10 +15,7 @@ from tntune.report.layers import AdaptedLayer, adapted_layers, open_layers
 from tntune.report.probe import Probe
 from tntune.theory.bound import Bound
 
-__all__ = ["AdapterAnalysis", "LayerAnalysis", "Progress", "analyze_adapter", "bound_json"]
-
-Progress = Callable[[str, int, int], None]
-"""Called with ``(stage, layers done, layers)``."""
+__all__ = ["AdapterAnalysis", "LayerAnalysis", "analyze_adapter", "bound_json"]
 
 
 @dataclass(frozen=True, eq=False)

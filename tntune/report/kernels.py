@@ -1,19 +1,16 @@
 """AdapterKernels: the tangent kernel of every layer of an adapter folder, on inputs of that layer."""
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from tntune.convert.progress import Progress
 from tntune.report.conditioning import nullity_by_shape
 from tntune.report.kernel import LayerSpectrum, layer_kernel
 from tntune.report.layers import adapted_layers, open_layers
 from tntune.report.probe import Probe
 
-__all__ = ["AdapterKernels", "Progress", "adapter_kernels"]
-
-Progress = Callable[[str, int, int], None]
-"""Called with ``(stage, layers done, layers)``."""
+__all__ = ["AdapterKernels", "adapter_kernels"]
 
 
 @dataclass(frozen=True, eq=False)
