@@ -2,9 +2,9 @@
 
 The paper reports 1.60 to 1.59 on WikiText-2 with a small GPT-2, whose perplexity there is in the tens. Its
 script is not published, but ``1.6 = exp(0.47)``, and no small model needs less than half a nat a token for
-English prose. Two common mistakes give such numbers. The lines of WikiText-2, blank ones among them, have
-some 70 tokens on average: padded to 512 they are six sevenths padding, which a model that is trained on it
-predicts for certain, and ``30 ** (1/7) = 1.63``. Or labels are not shifted: the model copies its input.
+English prose. Two common mistakes give such numbers. Say that a line has 72 tokens on average and the model a
+perplexity of 30 (both assumed): padded to 512 a row is six sevenths padding, which a model that is trained on
+it predicts for certain, and ``30 ** (71/511) = 1.60``. Or labels are not shifted: the model copies its input.
 """
 
 from collections.abc import Sequence
