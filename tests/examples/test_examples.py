@@ -95,3 +95,15 @@ def test_task_aware(load, capsys: pytest.CaptureFixture[str]) -> None:
     assert trains.relative_error > min(each.relative_error for each in svds)
     assert len(capsys.readouterr().out.splitlines()) == 4 + len(rows)
     assert example.figure(rows).startswith("<svg")
+
+
+def test_perplexity(load, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Scored pads hide the text: the reading is its perplexity to the power of its share, or a bit above."""
+    example = load("06_perplexity")
+    monkeypatch.setattr(example, "SIZE", example.Size(1, 32, 2, 400, 64, 60))
+    monkeypatch.setattr(example, "default_cache", lambda: tmp_path)
+    found = example.main(steps=60, most=64)
+    honest, dilute = found["pads not scored in training"], found["pads scored in training"]
+    assert dilute["padding scored"] < 0.2 * dilute["right"]
+    assert honest["right"] < dilute["right"]
+    assert dilute["padding scored"] < honest["padding scored"]
