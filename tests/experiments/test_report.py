@@ -12,7 +12,7 @@ from tntune.experiments.experiment import Experiment, find_experiments
 from tntune.experiments.figures import AXES, score_figure
 from tntune.experiments.record import Record, Records
 from tntune.experiments.report import REPORT, save_settings, write_report
-from tntune.experiments.tables import comparison_table, markdown, published_table
+from tntune.experiments.tables import comparison_table, markdown, published_table, score_table
 
 PUBLISHED = [e for e in find_experiments("quantum-dot") if e.published]
 
@@ -41,6 +41,17 @@ def test_a_table_has_as_many_cells_in_every_row(record: Record) -> None:
     assert {line.replace("\\|", "").count("|") for line in lines} == {13}
     assert "60.00 [35.16, 84.84]" in table  # 0.5, 0.6, 0.7: sd 0.1, t(2) = 4.303
     assert "+0.00 [+0.00, +0.00] | not told apart" in table
+
+
+def test_a_score_is_marked_where_its_difference_holds(record: Record) -> None:
+    scores = {"LoRA": (0.5, 0.51, 0.52), "clear": (0.7, 0.71, 0.73), "doubtful": (0.4, 0.55, 0.6)}
+    records = [
+        with_score(record, seed, own[seed], label) for label, own in scores.items() for seed in range(3)
+    ]
+    table = score_table(compare_records(records, "LoRA"), "LoRA")
+    assert "| LoRA | 51.00 ± 2.48 |" in table  # sd 0.01, t(2) = 4.303
+    assert "| clear | 71.33 ± 3.79 **better** |" in table
+    assert table.count("**") == 2
 
 
 def test_markdown_shows_numbers_with_separators() -> None:

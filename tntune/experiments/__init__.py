@@ -23,7 +23,14 @@ from tntune.experiments.record import Record, Records
 from tntune.experiments.registry import SCALES, TASKS, make_task
 from tntune.experiments.report import write_report
 from tntune.experiments.run import Assignment, Run, perform
-from tntune.experiments.statistics import Interval, detectable, mean_interval, paired_interval, verdict
+from tntune.experiments.statistics import (
+    Interval,
+    detectable,
+    discoveries,
+    mean_interval,
+    paired_interval,
+    verdict,
+)
 from tntune.experiments.task import Data, Split, Task
 from tntune.experiments.training import Training
 
@@ -55,6 +62,7 @@ __all__ = [
     "conduct",
     "correlations",
     "detectable",
+    "discoveries",
     "find_experiments",
     "make_task",
     "mean_interval",

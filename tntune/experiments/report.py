@@ -11,7 +11,7 @@ from tntune.experiments.experiment import Experiment, read_experiment
 from tntune.experiments.figures import AXES, curve_figure, score_figure
 from tntune.experiments.record import Record, Records
 from tntune.experiments.registry import SCALES
-from tntune.experiments.tables import comparison_table, markdown, published_table
+from tntune.experiments.tables import comparison_table, markdown, published_table, score_table
 from tntune.files import write_text
 
 __all__ = ["REPORT", "save_settings", "write_report"]
@@ -105,7 +105,8 @@ def _section(
     drawn = curve_figure(name.with_name(f"{name.name}-curves"), entries)
     for over in AXES:
         drawn += score_figure(name.with_name(f"{name.name}-{over}"), entries, over)
-    parts = [f"## {experiment.title} ({scale})", comparison_table(entries, experiment.baseline)]
+    tables = (score_table(entries, experiment.baseline), comparison_table(entries, experiment.baseline))
+    parts = [f"## {experiment.title} ({scale})", *tables]
     parts += [f"![{path.stem}]({path.name})" for path in drawn if path.suffix == ".svg"]
     parts += _kernel_table(records)
     return "\n\n".join(parts), drawn

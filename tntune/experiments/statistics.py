@@ -9,7 +9,15 @@ from scipy import stats
 
 from tntune.errors import SpecError
 
-__all__ = ["CONFIDENCE", "Interval", "detectable", "mean_interval", "paired_interval", "verdict"]
+__all__ = [
+    "CONFIDENCE",
+    "Interval",
+    "detectable",
+    "discoveries",
+    "mean_interval",
+    "paired_interval",
+    "verdict",
+]
 
 CONFIDENCE = 0.95
 """Of every interval; all are Student's t intervals over seeds."""
@@ -86,6 +94,33 @@ def verdict(difference: Interval, *, higher_is_better: bool) -> str:
     if difference.low <= 0 <= difference.high:
         return "not told apart"
     return "better" if (difference.mean > 0) == higher_is_better else "worse"
+
+
+def discoveries(differences: Sequence[Interval]) -> list[bool]:
+    """Which of many differences hold where at most 5 % of those that are said to hold may be chance.
+
+    Benjamini and Hochberg's procedure on the two-sided p of each t test; a single seed shows nothing.
+
+    Example:
+        >>> clear, doubtful = Interval(1.0, 0.9, 1.1, 0.08, 5), Interval(0.1, 0.01, 0.19, 0.07, 5)
+        >>> nothing = [Interval(0.0, -1.0, 1.0, 0.8, 5)] * 8
+        >>> discoveries([doubtful]), discoveries([clear, doubtful, *nothing])[:2]
+        ([True], [True, False])
+    """
+    if not differences:
+        return []
+    adjusted = stats.false_discovery_control([_p(each) for each in differences])
+    return [bool(p <= 1 - CONFIDENCE) for p in adjusted]
+
+
+def _p(difference: Interval) -> float:
+    """Of the t test that the mean is 0."""
+    if difference.n == 1 or difference.mean == 0:
+        return 1.0
+    if difference.sd == 0:
+        return 0.0
+    t = abs(difference.mean) / (difference.sd / math.sqrt(difference.n))
+    return float(2 * stats.t.sf(t, difference.n - 1))
 
 
 def detectable(proportion: float, examples: int) -> float:

@@ -1,13 +1,14 @@
 """Tables of records in Markdown: methods beside the baseline, and published rows beside ours."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 from tntune.experiments.comparison import Entry
 from tntune.experiments.experiment import Experiment, Published
-from tntune.experiments.statistics import Interval, detectable
+from tntune.experiments.statistics import Interval, detectable, discoveries
 from tntune.maps.codec import decode_map
 
-__all__ = ["comparison_table", "markdown", "published_table"]
+__all__ = ["comparison_table", "markdown", "published_table", "score_table"]
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -22,6 +23,27 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     lines = [columns, *([_shown(cell) for cell in row] for row in rows)]
     head, *body = ("| " + " | ".join(line) + " |" for line in lines)
     return "\n".join([head, "|" + "---|" * len(columns), *body])
+
+
+def score_table(entries: Sequence[Entry], baseline: str) -> str:
+    """The test score of every method over budgets, with a mark where it differs from the baseline's there.
+
+    A mark is given where the paired difference holds among all of the table: at most 5 % of the marks may be
+    chance (:func:`tntune.experiments.statistics.discoveries`).
+    """
+    compared = [entry for entry in entries if entry.difference is not None]
+    held = discoveries([entry.difference for entry in compared if entry.difference is not None])
+    marks = {id(entry): entry.verdict for entry, holds in zip(compared, held, strict=True) if holds}
+    budgets = sorted({entry.budget for entry in entries}, key=lambda budget: budget or 0)
+    cells = {(entry.first.label, entry.budget): _marked(entry, marks.get(id(entry), "")) for entry in entries}
+    widest = sorted(entries, key=lambda entry: -(entry.budget or math.inf))  # where most have an entry
+    labels = dict.fromkeys(entry.first.label for entry in widest)
+    columns = ("method", *("any size" if budget is None else f"{budget:,}" for budget in budgets))
+    rows = [(label, *(cells.get((label, budget), "") for budget in budgets)) for label in labels]
+    head = f"Test {entries[0].first.score}, with half of its 95 % interval, over the budget of parameters;"
+    return f"{head} better or worse than {baseline} of the same budget where said:\n\n" + markdown(
+        columns, rows
+    )
 
 
 def comparison_table(entries: Sequence[Entry], baseline: str) -> str:
@@ -70,6 +92,13 @@ def _row(entry: Entry) -> tuple[object, ...]:
         entry.verdict,
         f"{entry.measured('ms_per_step'):.2f}",
     )
+
+
+def _marked(entry: Entry, mark: str) -> str:
+    """``mean ± reach``, and what it is beside the baseline."""
+    percent, score = _is_percent(entry), entry.score
+    reach = "" if score.n == 1 else f" ± {_value(score.high - score.mean, percent)}"
+    return f"{_value(score.mean, percent)}{reach}" + (f" **{mark}**" if mark else "")
 
 
 def _notes(entries: Sequence[Entry], baseline: str) -> str:
