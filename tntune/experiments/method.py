@@ -6,12 +6,11 @@ from typing import Any
 
 from tntune.errors import SpecError
 from tntune.maps.activation import activation
-from tntune.maps.base import WeightMap
+from tntune.maps.base import WeightMap, finite
 from tntune.maps.codec import decode_map
 from tntune.maps.group import Group
 from tntune.maps.loretta import LoRETTA
 from tntune.maps.recipe import METHODS, Recipe, Sizes
-from tntune.maps.site import finite
 from tntune.maps.tt_lora import TTLoRA
 
 __all__ = ["EXACT", "HEAD", "Method", "Targets", "size_of"]

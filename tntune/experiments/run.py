@@ -123,7 +123,7 @@ def perform(run: Run, task: Task, *, device: torch.device, progress: Progress | 
     attached = attach(task, model, run.method, budget=run.budget, generator=generator)
     model.to(device)
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    kernel = start_kernel(task, model) if run.role == "final" else None
+    kernel = start_kernel(task, model) if run.role == "final" and run.method.has_maps else None
     history = train(task, model, run.training, seed=run.seed, progress=progress)
     return Record(
         key=run.key(task.data.digest()),
