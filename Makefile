@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 READY := $(VENV)/ready
 
-.PHONY: help test demo slow bench clean
+.PHONY: help test demo slow coverage bench sbom clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile
@@ -25,8 +25,15 @@ demo: $(READY)  ## convert a trained LoRA, export it, and score it beside the or
 slow: $(READY)  ## the tests that take minutes
 	@$(BIN)/python -m pytest -m slow
 
+coverage: $(READY)  ## the lines that the tests run, room by room, into RELIABILITY.md
+	@$(PIP) install 'coverage>=7.6'
+	@$(BIN)/python tests/reliability/run.py coverage
+
 bench: $(READY)  ## one table per question, each a ratio measured in one run
 	@$(BIN)/python benchmarks/run.py --all
+
+sbom: $(READY)  ## what is installed, its versions and licences, as CycloneDX JSON; fails where a part is off
+	@$(BIN)/python tests/reliability/supply.py
 
 clean:  ## remove the environment and every cache
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

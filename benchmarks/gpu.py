@@ -5,9 +5,9 @@
 
 Medians over rounds in turn, with quartiles of the ratio to PEFT LoRA's of the same width; the device is
 waited for around every call that is timed. Autocast runs in bfloat16 and in float16 over float32 weights.
-Generation is of all adapters of a Llama of the 7B shape, 224 sites: a contraction for each, all of a shape
-together, and the former replayed as a CUDA graph. The last rows run a layer where a wait of the host is an
-error.
+"tntune.adapt" is the same adapter without PEFT around it. Generation is of all adapters of a Llama of the
+7B shape, 224 sites: a contraction for each, or one for all of a shape, and both replayed as CUDA graphs. The
+last rows run layers where a wait of the host is an error.
 """
 
 import argparse
@@ -18,17 +18,19 @@ from functools import partial
 from statistics import median
 
 import torch
-from batching import alone, together
+from batching import Always, alone, matrices, together
 from common.turns import Run, head, in_turn, ratio, row
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tntune.adapters import AdaptedLinear, FactorGenerator
+from tntune.adapters import AdapterSpec, FactorGenerator, adapt
 from tntune.maps import Geometry, build_map
 from tntune.peft import SharedTensorGuideConfig, TensorGuideConfig
 
 LORA = "PEFT LoRA"
+OWN = "TensorGuide, tntune.adapt"
+Model = PeftModel | nn.Module
 CONFIGS: dict[str, Callable[..., PeftConfig]] = {
     LORA: LoraConfig,
     "TensorGuide": TensorGuideConfig,
@@ -85,24 +87,28 @@ class Bench:
             over, quartiles = ratio(times, name, reference)
             row(what, name, f"{1e3 * median(times[name]):.3f}", f"{over:.3f}", quartiles)
 
-    def models(self) -> dict[str, PeftModel]:
+    def models(self) -> dict[str, Model]:
         """The decoder with each method; every one has the same random weights of its own."""
-        made = {}
+        made: dict[str, Model] = {}
         for name, config in CONFIGS.items():
-            torch.manual_seed(0)
-            with self.device:
-                base = LlamaForCausalLM(shape(self.tiny))
-            made[name] = get_peft_model(base, config(r=self.width, target_modules=TARGETS))
+            made[name] = get_peft_model(self.base(), config(r=self.width, target_modules=TARGETS))
+        made[OWN] = adapt(self.base(), AdapterSpec(TARGETS, width=self.width))
         return made
+
+    def base(self) -> LlamaForCausalLM:
+        """The decoder without adapters."""
+        torch.manual_seed(0)
+        with self.device:
+            return LlamaForCausalLM(shape(self.tiny))
 
     def ids(self) -> Tensor:
         return torch.randint(0, 256, (4, self.tokens), device=self.device)
 
-    def steps(self, models: dict[str, PeftModel], dtype: torch.dtype) -> dict[str, Run]:
+    def steps(self, models: dict[str, Model], dtype: torch.dtype) -> dict[str, Run]:
         """A training step under autocast."""
         ids = self.ids()
 
-        def step(model: PeftModel, optimizer: torch.optim.Optimizer) -> None:
+        def step(model: Model, optimizer: torch.optim.Optimizer) -> None:
             with torch.autocast(self.device.type, dtype):
                 loss = model.train()(input_ids=ids, labels=ids).loss
             loss.backward()
@@ -112,12 +118,12 @@ class Bench:
         trained = {name: [p for p in m.parameters() if p.requires_grad] for name, m in models.items()}
         return {name: partial(step, m, torch.optim.AdamW(trained[name])) for name, m in models.items()}
 
-    def decodes(self, models: dict[str, PeftModel]) -> dict[str, Run]:
+    def decodes(self, models: dict[str, Model]) -> dict[str, Run]:
         """Sixteen tokens one by one in bfloat16."""
         ids = self.ids()[:1, :8]
 
         @torch.no_grad()
-        def decode(model: PeftModel) -> None:
+        def decode(model: Model) -> None:
             with torch.autocast(self.device.type, torch.bfloat16):
                 model.eval().generate(
                     input_ids=ids,
@@ -153,7 +159,7 @@ class Bench:
     def generation(self) -> None:
         """All their factors, forward, and forward and backward."""
         groups = self.adapters()
-        along = [[torch.randn_like(part) for part in group[0]()] for group in groups]
+        along = [[torch.randn_like(part) for part in matrices(group[:1])] for group in groups]
 
         def over(route: Callable[[list[FactorGenerator], list[Tensor]], None]) -> None:
             for group, parts in zip(groups, along, strict=True):
@@ -162,16 +168,26 @@ class Bench:
         what = f"generation of {sum(map(len, groups))} sites"
         both: dict[str, Run] = {"one by one": partial(over, alone), "together": partial(over, together)}
         self.compare(f"{what}, forward and backward", both, "one by one")
-        once: dict[str, Run] = {"one by one": partial(over, forward)}
+        once: dict[str, Run] = {
+            "one by one": partial(over, forward),
+            "together": partial(over, forward_together),
+        }
         if self.on_cuda:
-            once["one by one, a CUDA graph"] = captured(once["one by one"])
+            once |= {f"{name}, a CUDA graph": captured(run) for name, run in once.items()}
         self.compare(f"{what}, forward", once, "one by one")
 
 
 def forward(group: list[FactorGenerator], along: list[Tensor]) -> None:
-    """The factors of every site of a group."""
-    for generator in group:
-        generator()
+    """What every layer of a group applies."""
+    matrices(group)
+
+
+def forward_together(group: list[FactorGenerator], along: list[Tensor]) -> None:
+    """The same, by one contraction."""
+    batch = Always(group[0].map, group)
+    batch.begin()
+    matrices(group)
+    batch.end()
 
 
 def captured(run: Run) -> Run:
@@ -197,14 +213,14 @@ def no_waiting() -> Iterator[None]:
 
 
 def waits(device: torch.device) -> None:
-    """Rows that say whether a layer's forward and backward ever wait; an error otherwise."""
-    generator = FactorGenerator.fresh(build_map("tensorguide", Geometry(512, 512, 16), start="random"))
-    layer = AdaptedLinear(nn.Linear(512, 512), generator).to(device)
+    """Rows that say whether the forward and backward of two layers ever wait; an error otherwise."""
+    layers = nn.Sequential(nn.Linear(512, 512), nn.Linear(512, 512)).to(device)
+    adapt(layers, AdapterSpec(width=16, start="random"))
     x = torch.randn(64, 512, device=device)
     for mode in ("training", "evaluation"):
-        layer.train(mode == "training")
+        layers.train(mode == "training")
         with no_waiting(), torch.set_grad_enabled(mode == "training"):
-            y = layer(x)
+            y = layers(x)
             if y.requires_grad:
                 y.sum().backward()
         row(f"waits of the host in {mode}: none", "TensorGuide", "", "", "")

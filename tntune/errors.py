@@ -14,6 +14,7 @@ __all__ = [
     "TntuneError",
     "UnknownFieldError",
     "UnsupportedError",
+    "WorkerError",
 ]
 
 
@@ -67,3 +68,7 @@ class TargetTypeError(TargetError, TypeError):
 
 class UnsupportedError(TntuneError, NotImplementedError):
     """The operation does not exist for this map or activation; the message says what to do instead."""
+
+
+class WorkerError(TntuneError, RuntimeError):
+    """A process that shared the work failed or was killed; nothing was written."""

@@ -18,6 +18,7 @@ from tntune.adapters import (
     unload,
     unmerge,
 )
+from tntune.adapters.spec import target_names
 from tntune.errors import ModeError, NumericalError, SpecError, TargetError, UnsupportedError
 from tntune.maps import LoRA, Site
 
@@ -204,6 +205,14 @@ def test_a_module_at_several_places_is_adapted_at_all() -> None:
     assert close(model[:3](x), layer(torch.tanh(layer(x))))
     unload(model)
     assert model[0] is model[2] is model[3]["again"] is shared
+
+
+def test_a_module_goes_by_any_of_its_names() -> None:
+    shared = nn.Linear(4, 4)
+    model = nn.ModuleDict({"one": shared, "two": shared, "three": nn.Linear(4, 4)})
+    assert target_names(model, ("two",)) == target_names(model, "(.*[.])?two") == ("one",)
+    assert target_names(model, ("three", "two", "one")) == ("one", "three")
+    assert target_names(model, "all-linear", ("two",)) == ("three",)
 
 
 def test_tied_weights_stay_tied_and_intact() -> None:

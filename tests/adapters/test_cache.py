@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.support.maps import MAPS, tensors_of
+from tests.support.maps import MAPS, TRANSFORMED, tensors_of
 from tntune.adapters import FactorGenerator
 from tntune.maps import Factors, WeightMap
 
-MADE = {name: map for name, map in MAPS.items() if map.plans}
+MADE = {name: map for name, map in {**MAPS, **TRANSFORMED}.items() if map.is_generated}
 ALL = pytest.mark.parametrize("map", MADE.values(), ids=MADE)
 ONE = MADE["joined digits"]
 

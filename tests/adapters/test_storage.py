@@ -153,6 +153,35 @@ def test_save_refuses_what_is_not_finite(value: float, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p: p[:0], r"tt_core_1: is \(0, .*\) here, and \(\d+, .*\) as a whole; gather the whole tensors"),
+        (lambda p: p.flatten()[:3], r"tt_core_1: is \(3,\) here, and"),
+        (lambda p: p.to("meta"), "tt_core_1: is on the meta device, without values; gather the whole tensors"),
+    ],
+    ids=["no entries", "flat", "meta"],
+)
+def test_save_refuses_parts_of_tensors(
+    change: Callable[[Tensor], Tensor], message: str, tmp_path: Path
+) -> None:
+    """As ZeRO and FSDP leave them between steps."""
+    model = adapt(Tower(), SPEC)
+    generator = model.head.generator
+    generator.tt_core_1 = nn.Parameter(change(generator.tt_core_1.detach()))
+    with pytest.raises(UnsupportedError, match=message):
+        save_adapters(model, tmp_path / "adapter")
+    assert not list(tmp_path.iterdir())
+
+
+def test_save_refuses_heads_without_entries(tmp_path: Path) -> None:
+    model = nn.Sequential(adapt(nn.Sequential(nn.Linear(12, 8)), SPEC), nn.Linear(8, 2))
+    model[1].weight.data = torch.empty(0)
+    with pytest.raises(UnsupportedError, match=r"1\.weight: has no entries; gather the whole tensors"):
+        save_adapters(model, tmp_path / "adapter", modules_to_save=["1"])
+    assert not list(tmp_path.iterdir())
+
+
 def test_save_refuses_shared_generators(tmp_path: Path) -> None:
     layer = adapted(LoRA(4, 4, 2))
     model = nn.Sequential(layer, AdaptedLinear(nn.Linear(4, 4), layer.generator))

@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from tests.support.models import Block
 from tests.support.tolerance import close
-from tntune.adapters import AdapterSpec, adapt
+from tntune.adapters import AdapterSpec, FactorGenerator, adapt
+from tntune.errors import UnsupportedError
 
 SPECS = {
     "tensorguide": AdapterSpec(width=3),
@@ -107,6 +109,27 @@ def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
             for key, parameter in trained(model).items():
                 assert parameter.grad.any()
                 assert close(found[key], parameter.grad)
+
+
+@pytest.mark.filterwarnings("ignore:FSDP2-wrapped module .* returned a view tensor:UserWarning")
+@pytest.mark.parametrize("method", ["lotr", "joint"])
+def test_a_shared_map_in_the_unit_of_a_block_is_refused(method: str) -> None:
+    """FSDP2 gathers that unit when the block runs, which is later than all sites are generated."""
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        plain, refused, right = (tower(SPECS[method]) for _ in range(3))
+        for block in refused:
+            fully_shard(block)
+        with pytest.raises(UnsupportedError, match=r"fully_shard\(generator, reshard_after_forward=False\)"):
+            fully_shard(refused)(batch())
+        for module in list(right.modules()):
+            if isinstance(module, FactorGenerator):
+                fully_shard(module, reshard_after_forward=False)
+        for block in right:
+            fully_shard(block)
+        assert close(fully_shard(right)(batch()), plain(batch()))
+    finally:
+        distributed.destroy_process_group()
 
 
 def _start(model: nn.Module) -> None:

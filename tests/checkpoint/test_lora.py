@@ -9,8 +9,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.checkpoint.sample import KEY, TENSORS, lora_folder, lora_tensors, tensors
-from tntune.checkpoint import open_lora, tensor_file
+from tntune.checkpoint import open_lora
 from tntune.checkpoint.scale import ScaleRule
+from tntune.checkpoint.slices import Slices
 from tntune.errors import CheckpointError
 
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
@@ -57,30 +58,13 @@ def test_counts_and_size(tmp_path: Path) -> None:
 
 def test_load_reads_two_tensors_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
-    real = tensor_file.safe_open
+    real = Slices.read
 
-    class Counting:
-        def __init__(self, *args: object, **options: object) -> None:
-            self.file = real(*args, **options)
+    def counted(self: Slices, key: str, dtype: torch.dtype) -> Tensor:
+        read.append(key)
+        return real(self, key, dtype)
 
-        def __enter__(self) -> "Counting":
-            self.file.__enter__()
-            return self
-
-        def __exit__(self, *error: object) -> None:
-            self.file.__exit__(*error)
-
-        def keys(self) -> list[str]:
-            return self.file.keys()
-
-        def get_slice(self, key: str) -> object:
-            return self.file.get_slice(key)
-
-        def get_tensor(self, key: str) -> Tensor:
-            read.append(key)
-            return self.file.get_tensor(key)
-
-    monkeypatch.setattr(tensor_file, "safe_open", Counting)
+    monkeypatch.setattr(Slices, "read", counted)
     lora = open_lora(lora_folder(tmp_path / "lora"))
     assert read == []
     lora.load(lora.sites[1])

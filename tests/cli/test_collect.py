@@ -36,6 +36,10 @@ def test_the_whole_way(tmp_path: Path, loras: list[Path]) -> None:
     assert tntune("verify", back, library, "--member", "third", "--tolerance", 1e-5).code == 0
     assert tntune("export", library, "--member", "a", "--to", "tensorguide", "-o", guide).code == 0
     assert tntune("verify", guide, library, "--member", "a", "--tolerance", 1e-9).code == 0
+    assert tntune("verify", library, guide, "--first-member", "a", "--tolerance", 1e-9).code == 0
+    both = ("--first-member", "a", "--member", "third", "--json")
+    apart, direct = tntune("verify", library, library, *both), tntune("verify", guide, back, "--json")
+    assert same(apart.json["relative_error"], direct.json["relative_error"], factor=1e3)
 
 
 def test_inspect_lists_the_members(library: Path) -> None:

@@ -40,6 +40,24 @@ def test_measuring_adds_times_and_changes_no_choice() -> None:
 
 
 @pytest.mark.parametrize(
+    ("options", "generated"),
+    [
+        (("--width", 16), "together with all layers of this map: 131,072 entries a layer, at most 131,072"),
+        (
+            ("--width", 24),
+            "layer by layer: 196,608 entries a layer, above 131,072 on a CPU; on an",
+        ),
+        (("--width", 64, "--rank", 8), "together with all layers of this map: "),
+        (("--width", 16, "--latent", "resample"), "layer by layer: z is drawn at every call"),
+        (("--width", 8, "--method", "lora"), "not at all: the params are the factors"),
+    ],
+)
+def test_says_whether_layers_are_generated_together(options: tuple, generated: str) -> None:
+    found = tntune("plan", "--in", 4096, "--out", 4096, *options, "--json").json["generated"]
+    assert found.startswith(generated)
+
+
+@pytest.mark.parametrize(
     ("options", "applied"),
     [
         (("--width", 64, "--rank", 8), "products: bond 8 "),

@@ -1,14 +1,17 @@
 """Sweeps, distillation and tolerances by the command line."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.cli.command import tntune
 from tests.convert.shared import Network, batches, shared_folder
 from tntune.checkpoint import save_calibration
-from tntune.convert import calibrate
+from tntune.convert import ConversionReport, ConversionSettings, Target, calibrate, sweep_lora
+from tntune.convert.whole import write_best
 
 MODULE = """
 from tests.convert.shared import Network, batches
@@ -68,6 +71,46 @@ def test_a_sweep_as_json_is_the_file(place: Path) -> None:
     again = tntune("sweep", "lora", "-o", "out", "--params", "0.5")
     assert (again.code, again.out) == (2, "")
     assert "exists already" in again.err
+
+
+def test_an_interrupted_sweep_says_what_it_has_and_may_be_replaced(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ("sweep", "lora", "-o", "out", "--params", "0.5,0.2")
+    with monkeypatch.context() as patch:
+        patch.setattr("tntune.convert.sweep.write_best", _interrupted_after(1))
+        with pytest.raises(KeyboardInterrupt):
+            sweep_lora("lora", "out", [ConversionSettings(Target(params=p), "svd") for p in (0.5, 0.2)])
+    found = json.loads((place / "out" / "sweep.json").read_text())
+    assert ([point["share"] for point in found["points"]], found["unfinished"]) == ([0.5], [0.2])
+    assert sorted(path.name for path in (place / "out").iterdir()) == ["0.5", "sweep.json"]
+    assert "exists already" in tntune(*options).err
+    ran = tntune(*options, "--overwrite", "--json")
+    assert (ran.code, ran.json["unfinished"]) == (0, [])
+    assert ran.json == json.loads((place / "out" / "sweep.json").read_text())
+
+
+def _interrupted_after(count: int) -> Callable[..., ConversionReport]:
+    """The writing of a budget, until it has been done that often."""
+    done = []
+
+    def writing(*arguments: Any, **options: Any) -> ConversionReport:
+        if len(done) == count:
+            raise KeyboardInterrupt
+        done.append(None)
+        return write_best(*arguments, **options)
+
+    return writing
+
+
+def test_a_folder_with_something_else_is_no_sweep(place: Path) -> None:
+    (place / "out").mkdir()
+    assert tntune("sweep", "lora", "-o", "out", "--params", "0.5", "--overwrite", "--quiet").code == 0
+    (place / "other").mkdir()
+    (place / "other" / "thesis.tex").write_text("")
+    ran = tntune("sweep", "lora", "-o", "other", "--params", "0.5", "--overwrite")
+    assert ran.code == 2
+    assert "holds no sweep.json, so it is no sweep and is not replaced" in ran.err
 
 
 def test_a_distilled_conversion_says_so(place: Path) -> None:

@@ -52,10 +52,26 @@ def _below(numbers: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarr
     return {key.removeprefix(prefix): value for key, value in numbers.items() if key.startswith(prefix)}
 
 
+def _rows(map: dict[str, Any], own: Mapping[str, np.ndarray], index: int, side: int) -> np.ndarray:
+    """Rows of down, or of the transpose of up, among those that a stream has for all sites and sides."""
+    stream = (map["inputs"], map["outputs"])[side][index]
+    places = [
+        (site, end)
+        for site, ends in enumerate(zip(map["inputs"], map["outputs"], strict=True))
+        for end in (0, 1)
+        if ends[end] == stream
+        for _ in range(map["widths"][site])
+    ]
+    columns = [column for column, place in enumerate(places) if place == (index, side)]
+    return own[f"coefficients_{stream}"][:, columns].T @ own[f"basis_{stream}"].T
+
+
 def _delta(map: dict[str, Any], own: Mapping[str, np.ndarray], index: int) -> np.ndarray:
     """up @ down of one layer of a LoRA, or of a train of modes ``io (layer side w)``."""
     if map["kind"] == "lora":
         return own["lora_up"] @ own["lora_down"]
+    if map["kind"] == "streams":
+        return _rows(map, own, index, 1).T @ _rows(map, own, index, 0)
     assert map["layout"]["pattern"] == "io (layer side w)"
     whole = own["tt_core_0"][0] @ own["tt_core_1"][:, :, 0]
     whole = whole.reshape(map["layout"]["sizes"])  # (io, layer, side, w)

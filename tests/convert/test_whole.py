@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.convert.sample import lora_deltas, same
-from tests.convert.shared import SIZE, Network, batches, shared_factors, shared_folder
+from tests.convert.shared import NAMES, SIZE, Network, batches, shared_factors, shared_folder
 from tests.support.tolerance import close
 from tntune.checkpoint import Calibration, open_lora, open_tensorguide
 from tntune.convert import (
@@ -91,9 +91,9 @@ def test_auto_weighs_every_baseline_and_takes_the_best(
 ) -> None:
     report = converted(source, tmp_path / "out", "auto", Task(calibration))
     names = [each.name for each in report.candidates]
-    assert names == [*BASELINES, "joint, task, damping 0.1"]
+    assert names == [*BASELINES, "joint by size, task, damping 0.1"]
     assert report.task_error == min(each.task_error for each in report.candidates if each.task_error)
-    assert report.chosen == "joint, task, damping 0.1"
+    assert report.chosen == "joint by size, task, damping 0.1"
     assert report.divergence is None
     assert report.norm == "task, damping 0.1"
 
@@ -146,7 +146,7 @@ def test_shared_layers_are_stored_in_one_map(tmp_path: Path, source: Path) -> No
     report = converted(source, tmp_path / "out", "joint", None)
     folder = open_tensorguide(tmp_path / "out")
     sites = [group.map.sites for group in folder.groups.values()]
-    assert max(sites) == 10
+    assert sites == [len(NAMES)]
     assert report.norm == "frobenius"
     assert report.task_error is None
     methods = {layer.name: layer.method for layer in report.layers}

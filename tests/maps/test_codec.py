@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.support.maps import EVERY, MAPS
+from tests.support.maps import EVERY, MAPS, TRANSFORMED
 from tntune.errors import ModeError, RankError, SpecError, TntuneError
 from tntune.maps import MAPS as KINDS
 from tntune.maps import Geometry, LoRA, decode_map, encode
@@ -23,7 +23,7 @@ def changed(**values: object) -> dict[str, object]:
         (
             None,
             SpecError,
-            "a map must have one of the kinds lora, .*, delta_train, not None",
+            "a map must have one of the kinds lora, .*, norm_bounded, not None",
         ),
         ([LORA], SpecError, "a map must have one of the kinds"),
         ({}, SpecError, "unknown kind None; known are lora"),
@@ -73,4 +73,4 @@ def test_what_has_no_form_in_json() -> None:
 
 def test_every_kind_has_a_name_of_its_own() -> None:
     assert len({cls.kind for cls in KINDS}) == len(KINDS)
-    assert {type(map) for map in EVERY.values()} == set(KINDS)
+    assert {type(map) for map in (*EVERY.values(), *TRANSFORMED.values())} == set(KINDS)

@@ -41,7 +41,8 @@ def generated(layout: Layout, whole: torch.Tensor, geometry: Geometry) -> tuple[
         for axis, (_, _, start, length) in enumerate(legs):
             part = part.narrow(axis, start, length)
         names = [name for name, *_ in legs]
-        parts.append(part.permute([names.index(name) for name in selection.output]).reshape(selection.shape))
+        made = part.permute([names.index(name) for name in selection.output]).reshape(selection.shape)
+        parts += [made] if selection.cut is None else made.split([selection.cut, len(made) - selection.cut])
     return tuple(parts)
 
 

@@ -7,12 +7,13 @@ import torch
 
 pytest.importorskip("peft")
 
-from peft import PeftModel
+from peft import PeftModel, get_peft_model
 from transformers import Trainer, TrainingArguments
 
 from tests.peft.test_callback import CONFIGS, Tower, adapted
 from tests.support.tolerance import close
 from tntune.errors import RankError, SpecError, TargetError, UnsupportedError
+from tntune.peft import SharedTensorGuideConfig, TensorGuideConfig
 from tntune.peft.auto_ranks import AutoRanksCallback, note_maps, tuner_branches
 from tntune.plugins import prune_bonds
 
@@ -80,6 +81,66 @@ def test_a_trainer_ends_within_the_budget(name: str, tmp_path: Path) -> None:
     assert held == {id(p) for p in model.parameters() if p.requires_grad}
     moments = [made.optimizer.state[p]["exp_avg"] for p in model.parameters() if p.requires_grad]
     assert any(bool(moment.any()) for moment in moments)
+
+
+AUTO = {
+    "per layer": TensorGuideConfig(r=4, ranks="auto", params=0.5),
+    "shared": SharedTensorGuideConfig(r=4, ranks="auto", params=0.5),
+    "tt_lora": TensorGuideConfig(r=4, ranks="auto", params=0.7, method="tt_lora"),
+    "lora": TensorGuideConfig(r=6, ranks="auto", params=2 / 3, method="lora"),
+}
+
+
+@pytest.mark.parametrize("name", AUTO)
+def test_automatic_ranks_start_above_the_budget_and_end_within(name: str, tmp_path: Path) -> None:
+    """As AdaLoRA: the configuration says how much is left, the schedule when."""
+    config = AUTO[name]
+    config.target_modules = {"blocks.0", "blocks.1"}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = get_peft_model(Tower().double(), config)
+    budget = int(config.params * config.r * 2 * 12)
+    assert budget < params(model) <= (4 if name != "lora" else 1.5) * budget
+    callback = AutoRanksCallback()
+    trainer(model, callback, tmp_path / "run", steps=10).train()
+    assert len(callback.reports) == 3
+    assert params(model) == callback.reports[-1].params <= budget
+    model.save_pretrained(tmp_path / "saved")
+    loaded = PeftModel.from_pretrained(base_of(model), tmp_path / "saved")
+    assert close(loaded(**rows())["logits"], model(**rows())["logits"])
+    assert (loaded.peft_config["default"].ranks, params(model)) == (
+        "auto",
+        sum(p.numel() for key, p in loaded.named_parameters() if "base_layer" not in key),
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "fields", "message"),
+    [
+        (TensorGuideConfig, {"ranks": "auto"}, "found within a budget: give params"),
+        (TensorGuideConfig, {"ranks": "auto", "params": -1.0}, "a positive share"),
+        (TensorGuideConfig, {"ranks": "many"}, "ranks must be a positive integer, not 'many'"),
+        (TensorGuideConfig, {"ranks": "auto", "params": 0.5, "method": "loretta"}, "'loretta' has no bonds"),
+        (SharedTensorGuideConfig, {"ranks": "auto", "params": 0.5, "method": "lotr"}, "'lotr' has no bonds"),
+        (TensorGuideConfig, {"ranks": "auto", "params": 1.0, "method": "lora"}, "params is below 1, not 1.0"),
+        (
+            TensorGuideConfig,
+            {"ranks": "auto", "params": 0.5, "layout": "concat"},
+            "cannot change; name the legs",
+        ),
+    ],
+)
+def test_automatic_ranks_that_cannot_be(
+    config: type[TensorGuideConfig], fields: dict[str, object], message: str
+) -> None:
+    with pytest.raises(SpecError, match=message):
+        config(**fields)
+
+
+def test_without_a_budget_anywhere(tmp_path: Path) -> None:
+    made = trainer(adapted("lora", start=True), AutoRanksCallback(), tmp_path)
+    with pytest.raises(SpecError, match="give a budget: the configuration has ranks=None, not 'auto'"):
+        made.train()
 
 
 def test_what_it_refuses(tmp_path: Path) -> None:

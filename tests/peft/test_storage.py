@@ -27,10 +27,10 @@ from tests.convert.sample import Model, lora_folder
 from tests.convert.sample import inputs as model_inputs
 from tests.peft.models import MARKS, TOKENS, VARIANTS, adapted, cores, decoder, gpt2, inputs, logits, tower
 from tests.support.tolerance import close
-from tntune.checkpoint import open_tensorguide
+from tntune.checkpoint import open_tensorguide, write_groups
 from tntune.convert import ConversionSettings, Target, convert_lora, export_lora, round_adapter
 from tntune.errors import OutputError, SpecError, TargetError, UnsupportedError
-from tntune.maps import Site
+from tntune.maps import Group, Site, Streams
 from tntune.peft import TensorGuideConfig, TensorGuideLayer
 
 pytestmark = [
@@ -305,3 +305,21 @@ def test_sites_are_written_for_every_target(tmp_path: Path) -> None:
             assert Site.from_json(sites.pop(name)).map == module.generator("default").map
     assert not sites
     shutil.rmtree(tmp_path)
+
+
+def test_layers_of_many_shapes_share_streams(tmp_path: Path) -> None:
+    modules = ("blocks.0.up", "blocks.0.down", "blocks.1.up", "blocks.1.down")
+    streams = Streams((6, 10, 6), (3, 4, 2), (0, 1, 0, 1), (1, 2, 1, 2), (2, 1, 3, 2), start="random")
+    params, _ = streams.init(torch.Generator().manual_seed(0))
+    group = Group(streams, modules, (1.0, 0.5, 2.0, 1.0))
+    write_groups(tmp_path / "streams", {"all": (group, params)}, config={})
+    export_lora(tmp_path / "streams", tmp_path / "lora")
+    x = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
+    model = PeftModel.from_pretrained(tower(), tmp_path / "streams", is_trainable=True)
+    assert close(model(x), PeftModel.from_pretrained(tower(), tmp_path / "lora")(x), factor=10)
+    model(x).square().sum().backward()
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert len(trained) == len(streams.param_shapes)
+    assert all(p.grad is not None and p.grad.any() for p in trained.values())
+    model.save_pretrained(tmp_path / "saved")
+    assert torch.equal(PeftModel.from_pretrained(tower(), tmp_path / "saved")(x), model(x))

@@ -1,4 +1,4 @@
-"""Law: up diag(gate) down on any map; without zero gates the map is smaller, and the function the same."""
+"""Law: without its zero gates a map is smaller, the function the same; gates shrink by a proximal step."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.plugins.models import batch, fill, tower
-from tests.support.maps import EVERY, MAPS, joined, tensors_of
+from tests.support.maps import MAPS, joined, tensors_of
 from tests.support.tolerance import close
 from tntune.adapters import AdapterSpec, adapt, load_adapters, save_adapters
 from tntune.errors import SpecError, TargetError, UnsupportedError
-from tntune.maps import Geometry, LoRA, Site, WeightMap, build_map
+from tntune.maps import Gated, Geometry, Group, LoRA, LoTR, Site, Stack, WeightMap, build_map
 from tntune.plugins import (
-    Gated,
+    GatePruner,
     double_threshold,
     gated_sites,
     narrowed,
@@ -25,7 +25,6 @@ from tntune.plugins import (
     soft_threshold,
 )
 
-GATEABLE = {name: map for name, map in EVERY.items() if map.factor_width == map.width}
 SLIM = {
     "lora": LoRA(5, 3, 4),
     "tt_lora": build_map("tt_lora", Geometry(6, 4, 3), rank=2),
@@ -34,34 +33,6 @@ SLIM = {
     "width and side": joined("f1 (w side) f2", (6, 4, 4), start="random"),
     "width, feature and side": joined("f1 (w f2 side)", (6, 4, 4), latent="fixed"),
 }
-
-
-@pytest.mark.parametrize("map", GATEABLE.values(), ids=GATEABLE)
-def test_factors_are_gated(map: WeightMap) -> None:
-    gated = Gated(map)
-    params, fixed = tensors_of(gated)
-    down, up = map.factors(params, fixed)
-    gate = torch.stack([torch.diag(row) for row in params["gate"]])
-    assert close(gated.delta(params, fixed), up @ gate @ down)
-    for site in range(map.sites):
-        for own, whole in zip(
-            gated.site_factors(params, fixed, site), gated.factors(params, fixed), strict=True
-        ):
-            assert close(own[0], whole[site])
-    params, fixed = gated.from_factors(down, up)
-    assert close(gated.delta(params, fixed), map.delta(*map.from_factors(down, up)))
-
-
-def test_starts() -> None:
-    normal, zero = Gated(LoRA(5, 3, 2)), Gated(LoRA(5, 3, 2, "random"), "zero")
-    for map in (normal, zero):
-        params, fixed = map.init(torch.Generator().manual_seed(0))
-        own = {name: tensor.requires_grad_() for name, tensor in params.items()}
-        delta = map.delta(own, fixed)
-        assert not delta.any()
-        delta.sum().backward()
-        assert any(bool(tensor.grad.any()) for tensor in own.values())
-    assert normal.init()[0]["gate"].any()
 
 
 @pytest.mark.parametrize("activation", ["identity", "relu"])
@@ -91,17 +62,7 @@ def test_with_all_gates_zero_one_direction_stays(map: WeightMap) -> None:
     assert not smaller.delta(tensors, tensors).any()
 
 
-def test_what_it_refuses(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match="Gated has no form in JSON"):
-        save_adapters(tower(Gated(LoRA(5, 3, 2))), tmp_path / "adapter")
-    with pytest.raises(SpecError, match="never train"):
-        Gated(LoRA(5, 3, 2), "zero")
-    with pytest.raises(SpecError, match="one of normal, zero"):
-        Gated(LoRA(5, 3, 2), "ones")
-    with pytest.raises(SpecError, match="without gates"):
-        Gated(Gated(LoRA(5, 3, 2)))
-    with pytest.raises(SpecError, match="a part of them"):
-        Gated(MAPS["concat mean"])
+def test_what_it_refuses() -> None:
     for name in ("tt_lora", "joined digits", "concat"):
         with pytest.raises(UnsupportedError, match="cannot be taken out"):
             prune_gates(tower(Gated(MAPS[name])))
@@ -115,6 +76,18 @@ def test_what_it_refuses(tmp_path: Path) -> None:
     merged[0].merge()
     with pytest.raises(UnsupportedError, match=r"merged layers \['0'\]"):
         prune_gates(merged)
+    shared = tied()
+    for refused in (prune_gates, lambda model: GatePruner(model, steps=10)):
+        with pytest.raises(UnsupportedError, match="layers share their gates"):
+            refused(shared)
+    assert shrink_gates(shared, 1e3) == 2 * 2  # each gate once
+
+
+def tied() -> nn.Sequential:
+    """Two layers of one map with gates."""
+    model = nn.Sequential(nn.Linear(5, 5), nn.Linear(5, 5))
+    map = Gated(LoTR(Stack(5, 5, layers=2), 2))
+    return adapt(model, {"both": Group(map, ("0", "1"), (1.0, 1.0))})
 
 
 # The steps.

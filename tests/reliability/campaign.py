@@ -5,6 +5,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from random import Random
 
 __all__ = ["Campaign", "Tally"]
@@ -67,6 +68,7 @@ class Campaign:
         full: Cases of a full run.
         few: Cases of the slow tests.
         found: What the campaign has found and what was done about it, a line each.
+        needs: Packages without which it cannot be run.
     """
 
     name: str
@@ -75,6 +77,12 @@ class Campaign:
     full: int
     few: int
     found: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+
+    @property
+    def missing(self) -> list[str]:
+        """Those of the needed packages that are not installed."""
+        return [name for name in self.needs if find_spec(name) is None]
 
 
 def drawn(name: str, number: int) -> Random:

@@ -3,7 +3,20 @@
 import importlib
 from importlib.util import find_spec
 
-from tests.reliability import disk, killing, numerics, reading, repeating
+from tests.reliability import (
+    covered,
+    disk,
+    killing,
+    mutants,
+    numerics,
+    processes,
+    reading,
+    repeating,
+    resuming,
+    scale,
+    sharing,
+    training,
+)
 from tests.reliability.campaign import Campaign
 
 __all__ = ["CAMPAIGNS"]
@@ -18,6 +31,13 @@ CAMPAIGNS: tuple[Campaign, ...] = (
     *disk.CAMPAIGNS,
     *numerics.CAMPAIGNS,
     *repeating.CAMPAIGNS,
+    *training.CAMPAIGNS,
+    *sharing.CAMPAIGNS,
+    *resuming.CAMPAIGNS,
+    *processes.CAMPAIGNS,
     *_FOREIGN,
+    *scale.CAMPAIGNS,
+    *covered.CAMPAIGNS,
+    *mutants.CAMPAIGNS,
 )
 """In the order of the table."""

@@ -24,7 +24,7 @@ import torch
 from tests.reliability.campaign import Campaign, Tally, drawn
 from tests.reliability.operation import OPERATIONS, Operation, digest, listing, sources
 
-__all__ = ["CAMPAIGNS"]
+__all__ = ["CAMPAIGNS", "ended", "forked"]
 
 _STRAY = re.compile(r"\.out(\.safetensors)?\.[0-9a-f]{8}\.(partial|old)(/.*)?|\.tmp\w{6}")
 """What a killed operation may leave: its hidden draft, that of safetensors, or the folder to be replaced."""
@@ -44,7 +44,7 @@ class _Point:
             self.writing = self.calls
 
 
-def _forked(work: Callable[[], object]) -> int:
+def forked(work: Callable[[], object]) -> int:
     """Start the work in a child; its process id. The child ends with 0, or 1 after an exception."""
     child = os.fork()
     if child:
@@ -58,7 +58,7 @@ def _forked(work: Callable[[], object]) -> int:
         os._exit(code)
 
 
-def _ended(child: int) -> int:
+def ended(child: int) -> int:
     """How a child ended: its exit code, or minus the signal."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
@@ -79,14 +79,14 @@ def _killed_at_call(operation: Operation, source: Path, output: Path, overwrite:
         sys.setprofile(_Point(last))
         operation.run(source, output, overwrite)
 
-    return _ended(_forked(work))
+    return ended(forked(work))
 
 
 def _killed_at_time(operation: Operation, source: Path, output: Path, overwrite: bool, after: float) -> int:
-    child = _forked(lambda: operation.run(source, output, overwrite))
+    child = forked(lambda: operation.run(source, output, overwrite))
     time.sleep(after)
     os.kill(child, signal.SIGKILL)
-    return _ended(child)
+    return ended(child)
 
 
 class _Run:

@@ -14,23 +14,13 @@ import time
 import warnings
 from pathlib import Path
 
-HOME = Path(__file__).parents[2]
 if __name__ == "__main__":
-    sys.path[0] = str(HOME)  # in place of this folder
+    sys.path[0] = str(Path(__file__).parents[2])  # in place of this folder
 
-from tests.reliability.campaign import Campaign, Tally  # noqa: E402
-from tests.reliability.every import CAMPAIGNS  # noqa: E402
-
-PAGE = HOME / "RELIABILITY.md"
-HEAD = """# Reliability
-
-What tntune promises under bad input, faults and extreme numbers, and how often that was tried. Every line is
-one campaign of `tests/reliability`; its cases are drawn from fixed seeds, so each run tries the same. This
-table is written by `python tests/reliability/run.py`; `pytest -m slow tests/reliability` tries a part of it.
-
-| campaign | what is promised | cases tried | failures now | seconds | command |
-|---|---|---:|---:|---:|---|
-"""
+from tests.reliability.campaign import Campaign, Tally
+from tests.reliability.every import CAMPAIGNS
+from tests.reliability.page import keep
+from tests.reliability.versions import TRIALS
 
 
 def row(campaign: Campaign, tally: Tally, seconds: float) -> str:
@@ -46,22 +36,6 @@ def row(campaign: Campaign, tally: Tally, seconds: float) -> str:
         f"`python tests/reliability/run.py {campaign.name}`",
     )
     return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
-
-
-def found() -> str:
-    """The list of what the campaigns have found."""
-    lines = [f"- **{each.name}**: {one}" for each in CAMPAIGNS for one in each.found]
-    head = f"\n## Failures found and fixed: {len(lines)}\n"
-    return "\n".join([head, "By the campaigns, or by reading while they were written.\n", *lines]) + "\n"
-
-
-def write(campaign: Campaign, line: str) -> None:
-    """The page with this line in its place."""
-    before = PAGE.read_text().splitlines() if PAGE.exists() else []
-    rows = {text.split(" | ")[0].removeprefix("| "): text for text in before if text.startswith("| ")}
-    rows[campaign.name] = line
-    kept = [rows[each.name] for each in CAMPAIGNS if each.name in rows]
-    PAGE.write_text(HEAD + "\n".join(kept) + "\n" + found())
 
 
 def main() -> int:
@@ -82,6 +56,9 @@ def main() -> int:
         if given.list:
             sys.stdout.write(f"{campaign.name}: {campaign.promise}\n")
             continue
+        if campaign.missing:
+            sys.stdout.write(f"{campaign.name}: not run, needs {', '.join(campaign.missing)}\n")
+            continue
         began = time.perf_counter()
         tally = campaign.run(given.cases or campaign.full)
         line = row(campaign, tally, time.perf_counter() - began)
@@ -89,7 +66,7 @@ def main() -> int:
         sys.stdout.flush()
         broken += tally.failures
         if given.cases is None:
-            write(campaign, line)
+            keep(campaign.name, line, CAMPAIGNS, [trial.name for trial in TRIALS])
     return min(broken, 1)
 
 

@@ -113,6 +113,16 @@ def test_the_kernel_page(folders: list[Path]) -> None:
     assert all(reference.startswith("#") for reference in page.references)
 
 
+@pytest.mark.parametrize("sizes", [[421], [421, 438, 443], [1_000, 10_000, 100_000, 1_000_000, 12_500_000]])
+def test_ticks_of_sizes_are_few_and_apart(sizes: list[int]) -> None:
+    pytest.importorskip("matplotlib")
+    errors = [1.0 / size for size in sizes]
+    text = curves("demo", {"a": [("one", sizes, errors, 0, "o-")]}, x="parameters", y=["error"], log_x=True)
+    labels = re.findall(r"<text[^>]*>([\d.]+[kM]?)</text>", text)
+    assert 1 <= len(labels) <= 5
+    assert set(labels) <= {"421", "438", "443", "1k", "10k", "100k", "1M", "12.5M"}
+
+
 def test_pages_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
     file = tmp_path / "page.html"
     write_page(file, "one")

@@ -11,6 +11,7 @@ from tntune.maps import (
     CONSTRUCTIONS,
     DeltaTrain,
     FacT,
+    Gated,
     Geometry,
     Joined,
     Latent,
@@ -20,7 +21,9 @@ from tntune.maps import (
     LoRTA,
     LoTR,
     MetaTT,
+    NormBounded,
     Stack,
+    Streams,
     TensLoRA,
     TensorGuide,
     TTLoRA,
@@ -135,6 +138,8 @@ FAMILY: dict[str, WeightMap] = {
     "loretta": LoRETTA(6, 4, 2, (3, 2, 2), (4, 2), 2),
     "loretta random": LoRETTA(6, 4, 2, (3, 4), (2, 2, 2), 3, "random"),
     "loretta published": LoRETTA(6, 4, 2, (3, 2, 2), (2, 4), 2, "published"),
+    "streams": Streams((5, 5, 5), (2, 3, 2), inputs=(0, 1, 0), outputs=(1, 0, 2), widths=(2, 2, 2)),
+    "streams random": Streams((5, 4), (3, 2), inputs=(0, 0), outputs=(1, 1), widths=(2, 2), start="random"),
     "delta train": DeltaTrain((2, 3), (2, 2), (1, 2, 3, 2, 1)),
     "delta train random": DeltaTrain((2, 3, 1), (4,), (1, 2, 2, 2, 1), start="random"),
     "delta train published": DeltaTrain((3,), (2, 2), (1, 2, 2, 1), start="published"),
@@ -142,6 +147,18 @@ FAMILY: dict[str, WeightMap] = {
 """The family over named modes: sites share tensors, or ΔW itself is one."""
 
 EVERY = {**MAPS, **FAMILY}
+
+TRANSFORMED: dict[str, WeightMap] = {
+    "gated": Gated(LoRA(5, 3, 2)),
+    "gated zero": Gated(LoRA(5, 3, 2, "random"), "zero"),
+    "gated latent": Gated(joined("f (side w)", (5, 3, 2), latent="fixed")),
+    "gated resample": Gated(joined("side f1 f2 w", (5, 3, 2), latent="resample", start="random"), "zero"),
+    "gated stack": Gated(MetaTT(FLAT, 2, start="random"), "zero"),
+    "norm bounded": NormBounded(5, 4, 3, (3.0, 1.0, 0.25)),
+    "norm bounded random": NormBounded(4, 6, 2, start="random"),
+    "gated norm bounded": Gated(NormBounded(5, 4, 2, start="random"), "zero"),
+}
+"""Maps that act on the factors of another, or on free params: of a form in JSON, but not all affine."""
 
 
 def tensors_of(
@@ -171,6 +188,12 @@ def with_full_ranks(map: WeightMap) -> WeightMap:
         return replace(map, ranks=tuple(modes) if map.form == "tucker" else (_cp_rank(modes),))
     if map.kind in ("lorta", "cara"):
         return replace(map, rank=_cp_rank(n for leg, n in map.network.sizes.items() if leg != "width"))
+    if isinstance(map, Streams):
+        return replace(map, ranks=map.sizes)
+    if isinstance(map, NormBounded):
+        return replace(map, bounds=(1e3,))
+    if isinstance(map, Gated):
+        return replace(map, inner=with_full_ranks(map.inner))
     if isinstance(map, LoTR | FacT | MetaTT | LoRETTA):
         return replace(map, rank=24)  # of any unfolding at these sizes
     return map

@@ -15,7 +15,10 @@ from tntune.checkpoint.lora import open_lora
 from tntune.convert import ConversionSettings, Target, convert_lora
 from tntune.convert.candidate import Layers
 from tntune.convert.gauge import Balanced, balance, delta_distance
+from tntune.convert.joint import JointProblem
 from tntune.convert.joint_bounds import JointSpectra, joint_bounds, joint_spectra
+from tntune.convert.norm import Norm
+from tntune.convert.stream_problem import StreamState
 from tntune.convert.truncation import svd_errors
 from tntune.maps.base import Factors
 from tntune.tt import RankRule, cores, dense, tt_svd
@@ -149,6 +152,41 @@ def shared(layers: Layers) -> Iterator[str]:
         yield f"| {inside} to {outside} | {len(names)} | {total} | {columns} |"
 
 
+def cut(basis: Tensor, bond: int) -> Tensor:
+    """The features of a basis ``(n, r)`` as modes 16 and n / 16 with this bond between them."""
+    left, values, right = torch.linalg.svd(basis.reshape(16, -1), full_matrices=False)
+    return ((left[:, :bond] * values[:bond]) @ right[:bond]).reshape(basis.shape)
+
+
+def factored_error(problem: JointProblem, rank: int, width: int) -> tuple[float, float]:
+    """Error of a train with whole feature modes, and the least of factored ones of at most its size.
+
+    Factored, bases of more columns cost the same; for each the best coefficients are taken.
+    """
+    count, features = len(problem.problem.squares), sum(problem.problem.features.values())
+    budget = rank * (features + 2 * count * width)
+    errors = [1.0]
+    for more in (1.0, 1.5, 2.0, 3.0):
+        larger = round(more * rank)
+        bond = (budget - 2 * count * larger * width) // (2 * 16 + features // 16 * larger)
+        if bond < 1:
+            continue
+        train = problem.fit(larger, width, sweeps=3).train
+        bases = {"inputs": cut(train.inputs, bond), "outputs": cut(train.outputs, bond)}
+        errors.append(StreamState(problem.problem, bases, [width] * count).error)
+    return problem.fit(rank, width, sweeps=3).history[-1] ** 0.5, min(errors) ** 0.5
+
+
+def factored(layers: Layers) -> Iterator[str]:
+    """Whole and factored feature modes of one train over the square layers, at equal size."""
+    names = layers.groups()[0]
+    norms = layers.norms(Norm())
+    problem = JointProblem([layers.factors(name) for name in names], [norms[name] for name in names])
+    for rank, width in ((8, 4), (16, 4), (32, 6), (64, 8)):
+        whole, apart = factored_error(problem, rank, width)
+        yield f"| {rank} | {width} | {whole:.3f} | {apart:.3f} |"
+
+
 def main() -> None:
     print(f"C1 and the gauge: one layer, {SIZE} to {SIZE}, rank {RANK}, random directions, singular values")
     print("`j^-decay`; relative error of ΔW at equal parameters:\n")
@@ -164,7 +202,14 @@ def main() -> None:
     print("| shape | layers | all | inputs | outputs | inputs, random | outputs, random |", end="")
     print(" SVD, 25 % | bound, 25 % | SVD, 5 % | bound, 5 % |")
     print("|---" * 11 + "|")
-    print("\n".join(shared(Layers.load(open_lora(ADAPTER)))))
+    layers = Layers.load(open_lora(ADAPTER))
+    print("\n".join(shared(layers)))
+    print(
+        "\nFeature modes whole, or factored into 16 and 24, in one train over the 24 square layers: relative"
+    )
+    print("error of a fit, and the least of factored ones with more columns and at most its size:\n")
+    print("| rank | width | whole | factored |\n|---|---|---|---|")
+    print("\n".join(factored(layers)))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from tntune.adapters.linear import AdaptedLinear, check_fit
 from tntune.adapters.spec import AdapterSpec, check_target
 from tntune.errors import SpecError, TargetError, UnsupportedError
 from tntune.maps.group import Group
+from tntune.maps.member import Member
 from tntune.maps.site import Site
 
 __all__ = ["adapt", "adapted_layers", "install", "merge", "set_enabled", "unload", "unmerge"]
@@ -97,9 +98,9 @@ def install(
     model.requires_grad_(False)
     for name, group in groups.items():
         _wrap(model, [modules[path] for path in group.modules], group, generators[name])
-    shared = [generator for generator in generators.values() if generator.map.sites > 1]
-    if shared:
-        ForwardPass(model, shared)
+    layers = [layer for _, layer in adapted_layers(model)]
+    drop_passes(model)
+    ForwardPass(model, layers)
 
 
 def adapted_layers(model: nn.Module) -> Iterator[tuple[str, AdaptedLinear]]:
@@ -218,9 +219,9 @@ def _generator(
     group: Group, modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]
 ) -> FactorGenerator:
     """The generator of a group on its first base's device, once it is known to fit them all."""
-    for path in group.modules:
+    for site, path in enumerate(group.modules):
         check_target(path, modules)
-        check_fit(modules[path], group.map)
+        check_fit(modules[path], Member(group.map, site))
     params = {key: tensors[key] for key in group.map.param_shapes if key in tensors}
     fixed = {key: tensor for key, tensor in tensors.items() if key not in params}
     weight = modules[group.modules[0]].weight

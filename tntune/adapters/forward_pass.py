@@ -1,35 +1,55 @@
-"""ForwardPass: maps that serve many layers generate once for each call of the model."""
+"""ForwardPass: what can be generated together is generated once for each call of the model."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Protocol
 
+import torch
 from torch import nn
 
+from tntune.adapters.batch import Batch, batches
 from tntune.adapters.generator import FactorGenerator
+from tntune.contract.cut import is_plain
+from tntune.maps.base import WeightMap
 
-__all__ = ["ForwardPass", "drop_passes"]
+__all__ = ["ForwardPass", "GeneratedLayer", "drop_passes"]
+
+
+class GeneratedLayer(Protocol):
+    """A layer whose factors come from generators."""
+
+    def active_generators(self) -> Iterable[FactorGenerator]:
+        """Those that a forward of the layer would call now."""
+        ...
 
 
 class ForwardPass:
-    """Hooks of a model: before its forward each generator makes the factors of all its sites, in one go.
+    """Hooks of a model: before its forward the factors of many layers are made in one go.
 
-    The layers then read their slices, so that the number of contractions does not grow with the depth. A
-    layer that is called without the model around it generates its own site, with the same result.
+    A map that serves several layers makes all its sites; layers that have equal maps of their own make theirs
+    by one contraction (:class:`tntune.adapters.batch.Batch`). The layers then read their slices, so that the
+    number of contractions does not grow with the depth. A layer that is called without the model around it
+    generates alone, with the same result, and so do all under ``torch.func``, forward-mode differentiation
+    and a ``torch.compile`` of the whole model.
 
     Args:
         model: The module whose call is a pass.
-        generators: Those of maps with several sites.
+        layers: The layers in it.
 
     Example:
+        >>> from tntune.adapters.linear import AdaptedLinear
         >>> from tntune.maps.lotr import LoTR
         >>> from tntune.maps.stack import Stack
-        >>> generator, model = FactorGenerator.fresh(LoTR(Stack(5, 3, layers=4), 2)), nn.Sequential()
-        >>> _ = ForwardPass(model, [generator])
-        >>> model(1)
-        1
+        >>> layer = AdaptedLinear(nn.Linear(5, 3), FactorGenerator.fresh(LoTR(Stack(5, 3, layers=4), 2)))
+        >>> model = nn.Sequential(layer)
+        >>> _ = ForwardPass(model, [layer])
+        >>> model(torch.ones(1, 5)).shape
+        torch.Size([1, 3])
     """
 
-    def __init__(self, model: nn.Module, generators: Sequence[FactorGenerator]) -> None:
-        self.generators = tuple(generators)
+    def __init__(self, model: nn.Module, layers: Sequence[GeneratedLayer]) -> None:
+        self.layers = tuple(layers)
+        self._known: list[tuple[FactorGenerator, WeightMap]] = []
+        self._batches: list[Batch] = []
         self._handles = (
             model.register_forward_pre_hook(self._begin),
             model.register_forward_hook(self._end, always_call=True),
@@ -41,11 +61,21 @@ class ForwardPass:
             handle.remove()
 
     def _begin(self, model: nn.Module, inputs: object) -> None:
-        for generator in self.generators:
+        if torch.compiler.is_compiling() or not is_plain():
+            return
+        active = list(dict.fromkeys(g for layer in self.layers for g in layer.active_generators()))
+        known = [(generator, generator.map) for generator in active]
+        if known != self._known:
+            self._known, self._batches = known, batches(active)
+        for generator in active:
             generator.begin()
+        for batch in self._batches:
+            batch.begin()
 
     def _end(self, model: nn.Module, inputs: object, output: object) -> None:
-        for generator in self.generators:
+        if torch.compiler.is_compiling():
+            return
+        for generator, _ in self._known:
             generator.end()
 
 

@@ -1,8 +1,8 @@
 """FactorGenerator: the trainable tensors of one map as a torch module."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import overload
+from typing import NoReturn, overload
 
 import tltorch
 import torch
@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from tntune.adapters.cache import FactorCache
 from tntune.adapters.generation import Generation
 from tntune.adapters.recomputation import check_recomputation
-from tntune.errors import DtypeError, ModeError, SpecError
+from tntune.adapters.slices import Record, slices
+from tntune.errors import DtypeError, ModeError, SpecError, UnsupportedError
 from tntune.maps.base import Factors, Tensors, WeightMap
-from tntune.maps.chain import Chains, Halves, halves
+from tntune.maps.chain import Chains, halves
 from tntune.maps.latent_train import LatentTrain
 from tntune.maps.tensorguide import TensorGuide
 from tntune.maps.tt_lora import TTLoRA
@@ -25,7 +26,8 @@ class FactorGenerator(nn.Module):
     """A leaf module: ``FactorGenerator(map, params, fixed)() == map.factors(params, fixed)``.
 
     Parameters and buffers carry the flat names of the map (``tt_core_0``, ``tt_latent``). Go through the
-    call, never through the parameters, in a forward: hooks of DDP and FSDP sit on the call. A latent
+    call, never through the parameters, in a forward: hooks of DDP and FSDP sit on the call. For FSDP2 a map
+    of several layers is a unit of its own: ``fully_shard(generator, reshard_after_forward=False)``. A latent
     keeps its dtype when the module is cast, so z is never rounded, and autocast does not reach the
     contraction. Where no gradient is wanted, factors are kept until a tensor changes
     (:class:`tntune.adapters.cache.FactorCache`). In training a latent of mode ``"resample"`` is drawn afresh
@@ -60,7 +62,8 @@ class FactorGenerator(nn.Module):
         for name in map.fixed_shapes:
             self.register_buffer(name, fixed[name])
         self._names = tuple(map.tensor_shapes)
-        self._is_generated = bool(map.plans)
+        self._param_shapes = dict(map.param_shapes)
+        self._is_generated = map.is_generated
         self._cache = FactorCache()
         self._generation = Generation()
         products = halves(map)
@@ -94,32 +97,45 @@ class FactorGenerator(nn.Module):
         Raises:
             UnsupportedError: As :func:`tntune.adapters.recomputation.check_recomputation`.
         """
+        kept = None if site is None or torch.compiler.is_compiling() else self._ready(site)
         if kind is Chains:
-            return Chains.of(self._whole(site)) if self._halves is None else self._products(self._halves)
-        return self._whole(site)
+            return kept or (self._products() if self._halves else Chains.of(self._whole(site)))
+        if kept is None or len(kept.down) > 1:
+            return self._whole(site)
+        return Factors(kept.down[0][None], kept.up[0][None])
 
     def stored(self, site: int | None = None) -> Factors:
         """The factors at the stored latent, in training too: what evaluation uses and what is merged."""
         if not self._is_generated:  # the params are the factors, so there is nothing to keep
             return self._factors({}, site)
-        return self._cache.factors(self._own(), site, lambda: self._factors({}, site))
+        return self._cache.factors(self.own(), site, lambda: self._factors({}, site))
 
     def begin(self) -> None:
         """Generate all sites at once for the layers of one pass, which :meth:`end` ends.
 
-        Does nothing where ``torch.compile`` traces, which sees the common parts itself, and where a latent is
-        drawn at every call.
+        Does nothing for a map of one site, of sites of different sizes, which it would pad, and where a
+        latent is drawn at every call.
+
+        Raises:
+            UnsupportedError: Where FSDP2 has not gathered the params, or has freed them again already.
         """
-        if torch.compiler.is_compiling() or self.map.resampled:
+        own, even = self.own(), self.map.sites > 1 and self.map.is_even
+        if not even or self.map.resampled or any(tensor.is_inference() for tensor in own):
             return
-        own = self._own()
-        if not any(tensor.is_inference() for tensor in own):
-            self._generation.open(own, self())
+        factors, record = self(), Record()
+        if not factors.down.untyped_storage().size():  # views of what was gathered and freed again
+            self._refuse_unit()
+        sites = [Chains((down,), (up,)) for down, up in slices(record, factors)]
+        self._generation.open(own, sites, record)
+
+    def open(self, sites: Sequence[Chains], record: Record, first: int) -> None:
+        """Begin a pass with what was generated elsewhere: slices ``first ..`` of a record."""
+        self._cache.clear()  # as in every call with gradient
+        self._generation.open(self.own(), sites, record, first)
 
     def end(self) -> None:
-        """End the pass; what a recomputation in the backward needs stays until the next."""
-        if not torch.compiler.is_compiling():
-            self._generation.close()
+        """End the pass; what a recomputation in the backward needs is kept by its graph."""
+        self._generation.close()
 
     def train(self, mode: bool = True) -> "FactorGenerator":
         """As ever; a change of mode forgets what was kept, so that no unseen change outlives it."""
@@ -127,6 +143,24 @@ class FactorGenerator(nn.Module):
             self._cache.clear()
             self._generation.clear()
         return super().train(mode)
+
+    @property
+    def is_batchable(self) -> bool:
+        """Whether this may be generated with others of its map: see :class:`tntune.adapters.batch.Batch`."""
+        if not self._generation.is_asked or (self.training and self.map.resampled):
+            return False
+        params = [(getattr(self, name), shape) for name, shape in self._param_shapes.items()]
+        if not all(type(param) is nn.Parameter and param.shape == shape for param, shape in params):
+            return False
+        return any(param.requires_grad for param, _ in params)
+
+    def chains_of(self, params: Tensors, fixed: Tensors) -> Chains:
+        """The matrices that a layer of a map of one site applies, made from these tensors."""
+        return self._halves(params, fixed) if self._halves else Chains.of(self.map.factors(params, fixed))
+
+    def own(self) -> list[Tensor]:
+        """Params and fixed, in the order of the map's names."""
+        return [getattr(self, name) for name in self._names]
 
     def tensors(self) -> dict[str, Tensor]:
         """Params and fixed, detached, by flat name: what a checkpoint stores."""
@@ -151,45 +185,50 @@ class FactorGenerator(nn.Module):
         """The map."""
         return repr(self.map)
 
+    def _ready(self, site: int) -> Chains | None:
+        """What the pass that runs, or one that is recomputed, has made for a site."""
+        if self.map.sites > 1:
+            check_recomputation()
+        return self._generation.take(self.own, site)
+
     def _whole(self, site: int | None) -> Factors:
         """The factors themselves."""
-        if site is not None and self.map.sites > 1 and not torch.compiler.is_compiling():
-            check_recomputation()
-            kept = self._generation.take(self._own(), site)
-            if kept is not None:
-                return kept
+        if self.map.sites > 1 and hasattr(self.weight, "full_tensor"):  # this process's part
+            self._refuse_unit()
         drawn = self._drawn()
         return self._factors(drawn, site) if drawn else self.stored(site)
 
-    def _products(self, halves: Halves) -> Chains:
+    def _products(self) -> Chains:
         """The factors as products, kept as whole factors are."""
         drawn = self._drawn()
 
         def make() -> Chains:
             with without_autocast(self.weight.device):
-                return halves(self._params(), self._fixed() | drawn)
+                return self.chains_of(self._params(), {**self._fixed(), **drawn})
 
-        return make() if drawn else self._cache.factors(self._own(), Chains, make)
+        return make() if drawn else self._cache.factors(self.own(), Chains, make)
+
+    def _refuse_unit(self) -> NoReturn:
+        raise UnsupportedError(
+            f"FSDP2 has the tensors of a map that {self.map.sites} layers share in the unit of one of them; "
+            "make the generator a unit first: fully_shard(generator, reshard_after_forward=False)"
+        )
 
     def _drawn(self) -> dict[str, Tensor]:
         """The latents that this call draws."""
         names = self.map.resampled if self.training else ()
         return {name: torch.randn_like(getattr(self, name)) for name in names}
 
-    def _own(self) -> list[Tensor]:
-        """All tensors, in the order of their names."""
-        return [getattr(self, name) for name in self._names]
-
     def _factors(self, drawn: Tensors, site: int | None) -> Factors:
         """The map's factors, with these latents in place of the stored ones, at full precision."""
-        params, fixed = self._params(), self._fixed() | dict(drawn)
+        params, fixed = self._params(), {**self._fixed(), **drawn}
         with without_autocast(self.weight.device):
             if site is None:
                 return self.map.factors(params, fixed)
             return self.map.site_factors(params, fixed, site)
 
     def _params(self) -> dict[str, Tensor]:
-        return {name: getattr(self, name) for name in self.map.param_shapes}
+        return {name: getattr(self, name) for name in self._param_shapes}
 
     def _fixed(self) -> dict[str, Tensor]:
         return {name: getattr(self, name) for name in self.map.fixed_shapes}
@@ -225,7 +264,8 @@ def without_autocast(device: torch.device) -> AbstractContextManager[None]:
         ...     (x @ x).dtype
         torch.float32
     """
-    if not torch.amp.is_autocast_available(device.type):
+    is_known = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device.type)
+    if device.type == "meta" or not is_known:  # torch 2.6 cannot trace the question
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
 

@@ -11,6 +11,7 @@ from tntune.errors import ModeError, NumericalError, TargetError, UnsupportedErr
 from tntune.maps.activation import activation
 from tntune.maps.base import Factors, WeightMap
 from tntune.maps.chain import Chains
+from tntune.maps.member import Member
 from tntune.maps.site import Site
 
 __all__ = ["AdaptedLinear", "check_fit", "features", "is_transposed", "through"]
@@ -56,9 +57,7 @@ class AdaptedLinear(nn.Module):
         owner: bool = True,
     ) -> None:
         super().__init__()
-        check_fit(base, generator.map)
-        if not 0 <= site < generator.map.sites:
-            raise ModeError(f"site {site} is outside the {generator.map.sites} sites of the map")
+        check_fit(base, Member(generator.map, site))
         self.spec = Site(generator.map, scale, activation)
         self.site = site
         self.base = base.requires_grad_(False)
@@ -87,6 +86,10 @@ class AdaptedLinear(nn.Module):
     def merged(self) -> bool:
         """Whether the adapter is in the base's weight at present."""
         return bool(self._unmerged)
+
+    def active_generators(self) -> tuple[FactorGenerator, ...]:
+        """The generators that a forward calls now: none while the adapter is merged or switched off."""
+        return () if self.merged or not self.enabled else (self.generator,)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(..., in_features)`` to ``(..., out_features)``, in the dtype of the base's output."""

@@ -10,14 +10,24 @@ from torch import nn
 from tntune.adapters.linear import AdaptedLinear, features
 from tntune.errors import SpecError, TargetError
 from tntune.maps.activation import activation
-from tntune.maps.base import WeightMap, positive
+from tntune.maps.base import WeightMap, finite, positive
+from tntune.maps.build import CONCAT
 from tntune.maps.group import Group
 from tntune.maps.recipe import Recipe, Sizes
-from tntune.maps.site import Site, finite
+from tntune.maps.site import Site
 
-__all__ = ["ALL_LINEAR", "AdapterSpec", "check_target", "target_names"]
+__all__ = ["ALL_LINEAR", "AUTO", "BOND_METHODS", "HEADROOM", "AdapterSpec", "check_target", "target_names"]
 
 ALL_LINEAR = "all-linear"
+
+AUTO = "auto"
+"""What ``ranks`` says where training is to find them."""
+
+HEADROOM = 4
+"""With automatic ranks, training starts at those that so many times the budget allows."""
+
+BOND_METHODS = ("tensorguide", "tt_lora", "lora", "delta_train", "joint")
+"""Methods with bonds whose ranks may differ, so that training can find them."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +41,9 @@ class AdapterSpec(Recipe):
         activation: Name of σ.
         alpha: The scale is ``alpha / width``, not zero; None means ``alpha = width``. A map with one rank for
             all bonds has that for a width.
+        ranks: ``"auto"``: every bond gets a rank of its own, found in training. ``params`` is then the budget
+            at its end: maps start at ranks of four times as many, and
+            :func:`tntune.plugins.auto_ranks` makes what shrinks them as it goes on.
 
     All else is keyword-only, and described at :class:`tntune.maps.Recipe`: method, width, rank, params,
     layout, latent, seed, start, head_dim (by default the model's configuration says it), input_heads.
@@ -49,9 +62,12 @@ class AdapterSpec(Recipe):
     exclude: tuple[str, ...] = ()
     activation: str = "identity"
     alpha: float | None = None
+    ranks: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.ranks is not None:
+            self._check_auto()
         if self.alpha is not None and finite("alpha", self.alpha) == 0:
             raise SpecError("alpha is 0, so that no adapter would do anything; give another number")
         activation(self.activation)
@@ -77,7 +93,7 @@ class AdapterSpec(Recipe):
             TargetError: Where nothing matches, or a named target cannot be adapted; says why.
             SpecError: For a method whose maps serve many layers, or a map that no target can have.
         """
-        maps = self.layer_maps(self._targets(model))
+        maps = self.started.layer_maps(self._targets(model))
         return {name: Site(map, self._scale(map), self.activation) for name, map in maps.items()}
 
     def groups_for(self, model: nn.Module) -> dict[str, Group]:
@@ -94,9 +110,9 @@ class AdapterSpec(Recipe):
             >>> {name: group.modules for name, group in AdapterSpec(method="lotr").groups_for(model).items()}
             {'8x8': ('0', '2'), '8x4': ('4',)}
         """
-        spec = self
+        spec = self.started
         if self.has_heads and self.head_dim is None:
-            spec = replace(self, head_dim=head_dim(model))
+            spec = replace(spec, head_dim=head_dim(model))
         if self.input_heads and activation(self.activation).function(torch.zeros(())) != 0:
             raise SpecError(
                 f"with input_heads, down starts at zero, and ΔW only with σ(0) = 0: not {self.activation!r}"
@@ -110,6 +126,35 @@ class AdapterSpec(Recipe):
     def map_for(self, in_features: int, out_features: int, *, index: int = 0) -> WeightMap:
         """The map of one layer of this size; ``index`` makes its latent differ from its neighbours'."""
         return self.layer_map((in_features, out_features), index=index)
+
+    @property
+    def started(self) -> "AdapterSpec":
+        """The specification of the start: this one, or with automatic ranks that of the larger budget.
+
+        Example:
+            >>> AdapterSpec(ranks="auto", params=100).started == AdapterSpec(params=400)
+            True
+        """
+        if self.ranks is None or self.params is None:
+            return self
+        return replace(self, ranks=None, params=HEADROOM * self.params)
+
+    def _check_auto(self) -> None:
+        """What automatic ranks need."""
+        if self.ranks != AUTO:
+            raise SpecError(f"ranks may be {AUTO!r}, and rank is the bound of all; not ranks={self.ranks!r}")
+        if self.params is None:
+            raise SpecError(f"ranks={AUTO!r} are found within a budget: give params")
+        if self.method not in BOND_METHODS:
+            raise SpecError(
+                f"method {self.method!r} has no bonds whose ranks may differ; "
+                f"those that have are {', '.join(BOND_METHODS)}"
+            )
+        if self.layout == CONCAT and self.start == "zero":
+            raise SpecError(
+                "a flat layout with the zero start subtracts a frozen train of its own ranks, which cannot "
+                'change; choose a layout with a side, or start="random"'
+            )
 
     def _targets(self, model: nn.Module) -> dict[str, Sizes]:
         modules = dict(model.named_modules())
@@ -148,7 +193,8 @@ def target_names(
     """Module paths that ``targets`` names and that can be adapted, in the model's order.
 
     With ``"all-linear"`` every nn.Linear and Conv1D is taken, except those whose forward is never called
-    (the output projection of ``nn.MultiheadAttention``); what is named explicitly must be adaptable.
+    (the output projection of ``nn.MultiheadAttention``); what is named explicitly must be adaptable. A module
+    at several places goes by any of their names, and is returned by the first.
 
     Raises:
         TargetError: Where nothing matches, a name matches nothing, or a named module cannot be adapted.
@@ -160,16 +206,19 @@ def target_names(
         ('0',)
     """
     modules = dict(model.named_modules())
-    names = [name for name in modules if name]
+    first = {module: name for name, module in reversed(modules.items())}
+    places = {name: first[module] for name, module in model.named_modules(remove_duplicate=False) if name}
+    names = list(places)
     listed = () if isinstance(targets, str) else targets
     unused = [ending for ending in (*listed, *exclude) if not any(_ends_with(n, ending) for n in names)]
     if unused:
         raise TargetError(f"{unused} match no module of {type(model).__name__}")
+    spared = {places[name] for name in names if any(_ends_with(name, ending) for ending in exclude)}
     if targets == ALL_LINEAR:
-        found = [name for name in names if _is_adaptable(name, modules)]
+        chosen = {name for name in modules if name and _is_adaptable(name, modules)}
     else:
-        found = [name for name in names if _matches(name, targets)]
-    found = [name for name in found if not any(_ends_with(name, ending) for ending in exclude)]
+        chosen = {places[name] for name in names if _matches(name, targets)}
+    found = [name for name in modules if name in chosen - spared]
     if not found:
         raise TargetError(
             f"targets {targets!r} (without {list(exclude)}) match no module of {type(model).__name__}"

@@ -27,7 +27,7 @@ from tntune.maps.group import SHARED_PEFT_TYPE, Group, group_config, group_key, 
 from tntune.maps.recipe import group_name
 from tntune.maps.site import KEY_PREFIX, Site, site_config, site_key, sites_from_config
 
-__all__ = ["load_adapters", "save_adapters"]
+__all__ = ["check_whole", "load_adapters", "save_adapters"]
 
 _WEIGHTS_NAME = "adapter_model.safetensors"
 
@@ -54,7 +54,8 @@ def save_adapters(
         OutputError: Where the folder exists and ``overwrite`` is False, or cannot be written.
         NumericalError: Where a tensor is not finite; nothing is written.
         UnsupportedError: Where two layers are the same site of a generator, or a site has no layer, or a
-            module to save whole has to do with an adapted layer; a folder cannot say that.
+            module to save whole has to do with an adapted layer; a folder cannot say that. Where this process
+            has a part of a tensor only, or none of it (ZeRO, FSDP, the meta device).
         TargetError: Where the model has no adapters, or no module of a path to save.
 
     Example:
@@ -81,11 +82,13 @@ def save_adapters(
     for name, (_, generator) in groups.items():
         for flat, tensor in generator.tensors().items():
             key = keys[name](flat)
+            check_whole(key, tensor, generator.map.tensor_shapes[flat])
             tensors[key] = _checked(key, tensor).cpu().contiguous()
     adapted = [module for group, _ in groups.values() for module in group.modules]
     for name in modules_to_save:
         _check_apart(name, adapted)
         for key, tensor in _module_state(model, name).items():
+            check_whole(key, tensor)
             tensors[key] = _checked(key, tensor).detach().to("cpu", copy=True).contiguous()
     with new_folder(folder, overwrite=overwrite) as path:
         write_json(path / CONFIG_NAME, config | {"modules_to_save": list(modules_to_save)})
@@ -142,6 +145,35 @@ def load_adapters(model: nn.Module, folder: str | os.PathLike[str]) -> nn.Module
         for key, tensor in saved.items():
             tensor.copy_(weights[key])
     return model
+
+
+def check_whole(name: str, tensor: Tensor, shape: Shape | None = None) -> None:
+    """Raise unless this process has all entries of a tensor, which is then of that shape.
+
+    Between steps ZeRO leaves tensors without entries, and FSDP a part in every process: saved like that, an
+    adapter would be lost.
+
+    Raises:
+        UnsupportedError: Naming the tensor and the remedy.
+
+    Example:
+        >>> check_whole("tt_core_0", torch.ones(1, 3, 2), (1, 3, 2))
+        >>> check_whole("tt_core_0", torch.empty(0))
+        Traceback (most recent call last):
+        tntune.errors.UnsupportedError: tt_core_0: has no entries; gather the whole tensors before saving
+    """
+    found = tuple(tensor.shape)
+    if tensor.is_meta:
+        fault = "is on the meta device, without values"
+    elif type(tensor) not in (Tensor, nn.Parameter):
+        fault = f"is a {type(tensor).__name__}, which may be spread over processes"
+    elif shape is not None and found != shape:
+        fault = f"is {found} here, and {shape} as a whole"
+    elif not tensor.numel():
+        fault = "has no entries"
+    else:
+        return
+    raise UnsupportedError(f"{name}: {fault}; gather the whole tensors before saving")
 
 
 def _groups(model: nn.Module) -> dict[str, tuple[Group, FactorGenerator]]:

@@ -132,16 +132,9 @@ class LibraryFolder:
         start = member_path(name, "")
         carried = {key.removeprefix(start): key for key in self.tensors.entries if key.startswith(start)}
 
-        def read(key: str) -> Tensor:
-            value = self.tensors.load(carried.get(key, key))
-            if key not in cut:
-                return value
-            part, flat = cut[key]
-            return part.tensor(flat, value)
-
         entries |= {key: self.tensors.entries[full] for key, full in carried.items()}
         config = {**self.members[name].config, **group_config(groups), "metadata": self.members[name].notes}
-        file = TensorFile(self.tensors.path, entries, read)
+        file = TensorFile(self.tensors.path, entries, _MemberTensors(self.tensors, carried, cut))
         sites, keys = group_sites(groups)
         return TensorGuideFolder(self.path, config, sites, groups, tuple(carried), file, keys)
 
@@ -155,6 +148,22 @@ class LibraryFolder:
             for label, group in self.groups.items()
         }
         return {label: (group, sites) for label, (group, sites) in found.items() if sites}
+
+
+@dataclass(frozen=True)
+class _MemberTensors:
+    """Reads the tensors of one member from those of its library: cut out of the shared ones, or carried."""
+
+    tensors: TensorFile
+    carried: Mapping[str, str]
+    cut: Mapping[str, tuple[Part, str]]
+
+    def __call__(self, key: str) -> Tensor:
+        value = self.tensors.load(self.carried.get(key, key))
+        if key not in self.cut:
+            return value
+        part, flat = self.cut[key]
+        return part.tensor(flat, value)
 
 
 def open_library(folder: str | os.PathLike[str]) -> LibraryFolder:

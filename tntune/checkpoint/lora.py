@@ -2,8 +2,9 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from tntune.checkpoint.config import is_saved_module
 from tntune.checkpoint.embedding import embedding_name
-from tntune.checkpoint.lora_config import check_lora_config, is_target
+from tntune.checkpoint.lora_config import check_lora_config, target_rule
 from tntune.checkpoint.scale import ScaleRule
 from tntune.checkpoint.tensor_file import TensorFile, open_tensors
 from tntune.errors import CheckpointError
@@ -92,6 +93,11 @@ class LoraTensors:
         """Number of entries of all factors."""
         return sum(site.params for site in self.sites)
 
+    @cached_property
+    def by_name(self) -> Mapping[str, LoraSite]:
+        """The adapted modules by their names."""
+        return {site.name: site for site in self.sites}
+
     def tensor(self, name: str) -> Tensor:
         """A tensor by its name in the file, as stored; CheckpointError where there is none."""
         return self.tensors.load(name)
@@ -167,7 +173,8 @@ def open_lora(folder: str | os.PathLike[str], *, carry: bool = False) -> LoraFol
     factors = _factor_keys(file)
     if not factors:
         raise CheckpointError(f"{file.path}: has no LoRA factors ({KEY_PREFIX}<module>.lora_A.weight)")
-    sites = tuple(_site(file, name, keys, rule, config) for name, keys in factors.items())
+    wanted = target_rule(config)
+    sites = tuple(_site(file, name, keys, rule, config, wanted) for name, keys in factors.items())
     used = {key for keys in factors.values() for key in keys.values()}
     others = tuple(key for key in file.entries if key not in used)
     for key in others:
@@ -193,14 +200,21 @@ def _factor_keys(file: TensorFile) -> dict[str, dict[str, str]]:
     return keys
 
 
-def _site(file: TensorFile, name: str, keys: Mapping[str, str], rule: ScaleRule, config: Json) -> LoraSite:
+def _site(
+    file: TensorFile,
+    name: str,
+    keys: Mapping[str, str],
+    rule: ScaleRule,
+    config: Json,
+    wanted: Callable[[str], bool],
+) -> LoraSite:
     """The site of two tensors, once their shapes, the configuration and each other agree."""
     key = next(iter(keys.values()))
     if len(keys) < 2:
         raise CheckpointError(f"{file.path}: {key}: lora_{'B' if 'A' in keys else 'A'} is missing")
     if ".base_layer" in name:
         raise CheckpointError(f"{file.path}: {key}: a LoRA inside a wrapped layer is not supported")
-    if not is_target(config, name):
+    if not wanted(name):
         raise CheckpointError(f"{file.path}: {key}: target_modules of {CONFIG_NAME} do not name this module")
     for side in keys.values():
         if len(file.entries[side].shape) > 2:

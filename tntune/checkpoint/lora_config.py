@@ -1,5 +1,7 @@
 """What the configuration of a LoRA folder may say without being more, or other, than plain LoRA."""
 
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from tntune.files import Json
 from tntune.maps.group import SHARED_PEFT_TYPE
 from tntune.maps.site import LIBRARY_PEFT_TYPE, PEFT_TYPE
 
-__all__ = ["check_lora_config", "is_target"]
+__all__ = ["check_lora_config", "target_rule"]
 
 _READ_BY = {
     PEFT_TYPE: "; tntune round and export read it",
@@ -92,19 +94,28 @@ def check_lora_config(config: Json, file: Path, *, carry: bool) -> None:
         check_names(targets, f"{file}: target_modules")
 
 
-def is_target(config: Json, name: str) -> bool:
-    """Whether the module of that path is one that ``target_modules`` asks for, by PEFT's rule.
+def target_rule(config: Json) -> Callable[[str], bool]:
+    """Whether the module of a path is one that ``target_modules`` asks for, by PEFT's rule.
+
+    A question costs the length of the path, however many names the list has.
 
     Example:
-        >>> [is_target({"target_modules": ["fc"]}, name) for name in ("h.0.fc", "fc", "h.0.xfc")]
+        >>> wanted = target_rule({"target_modules": ["fc"]})
+        >>> [wanted(name) for name in ("h.0.fc", "fc", "h.0.xfc")]
         [True, True, False]
     """
     targets = config.get("target_modules")
     if targets is None or targets == "all-linear":
-        return True
+        return lambda name: True
     if isinstance(targets, str):
-        return matches(targets, name)
-    return any(f".{name}".endswith(f".{target}") for target in targets)
+        return partial(matches, targets)
+    ends = frozenset(f".{target}" for target in targets)
+    return lambda name: any(end in ends for end in _ends(f".{name}"))
+
+
+def _ends(path: str) -> Iterator[str]:
+    """What of a path follows each of its dots, dot included."""
+    return (path[at:] for at, character in enumerate(path) if character == ".")
 
 
 def _check_start(start: Any, file: Path) -> None:

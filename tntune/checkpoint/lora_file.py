@@ -5,7 +5,6 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -144,19 +143,13 @@ class _Scales:
 
 def _opened(path: Path) -> tuple[TensorFile, dict[str, str]]:
     """The tensors and the texts of a file."""
-    entries = open_safetensors(path).entries
+    tensors = open_safetensors(path)
     try:
-        # One handle for all reads: parsing so long a header for each tensor costs more than all the rest.
-        handle: Any = safe_open(path, framework="pt", device="cpu")
-        metadata = dict(handle.metadata() or {})
+        with safe_open(path, framework="pt", device="cpu") as file:
+            metadata = dict(file.metadata() or {})
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: changed on disk since it was opened: {error}") from error
-
-    def read(key: str) -> Tensor:
-        value: Tensor = handle.get_tensor(key)
-        return value
-
-    return TensorFile(path, entries, read), metadata
+    return tensors, metadata
 
 
 def _factors(file: TensorFile) -> tuple[dict[str, dict[str, str]], str]:

@@ -1,8 +1,10 @@
 """The width and the scale of every module of a LoRA folder."""
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +61,18 @@ class ScaleRule:
             raise CheckpointError(f"{file}: use_rslora: must be true or false, not {use_rslora!r}")
         return cls(config["r"], config["lora_alpha"], ranks, alphas, use_rslora)
 
+    @cached_property
+    def _ranks(self) -> "_Keys":
+        return _Keys(self.rank_pattern)
+
+    @cached_property
+    def _alphas(self) -> "_Keys":
+        return _Keys(self.alpha_pattern)
+
     def of(self, name: str) -> tuple[int, float]:
         """Width and scale of the module of that path."""
-        width = _first_match(self.rank_pattern, name, self.width)
-        alpha = _first_match(self.alpha_pattern, name, self.alpha)
+        width = self._ranks.of(name, self.width)
+        alpha = self._alphas.of(name, self.alpha)
         return width, alpha / (math.sqrt(width) if self.use_rslora else width)
 
 
@@ -81,7 +91,26 @@ def _places(key: str, pattern: Mapping[str, Any]) -> dict[str, Any]:
     return {f"{key}: {expression}": value for expression, value in pattern.items()}
 
 
-def _first_match(pattern: Mapping[str, Any], name: str, default: Any) -> Any:
-    """Value of the first key that matches the end of the path."""
-    hits = (value for expression, value in pattern.items() if matches_end(expression, name))
-    return next(hits, default)
+class _Keys:
+    """The keys of a pattern: those of one path each are looked up, the others tried in turn."""
+
+    def __init__(self, pattern: Mapping[str, Any]) -> None:
+        self.values = list(pattern.values())
+        self.paths: dict[str, int] = {}
+        self.others: list[tuple[int, str]] = []
+        for number, key in enumerate(pattern):
+            path = re.sub(r"\\(.)", r"\1", key[1:])
+            if key == f"^{re.escape(path)}":
+                self.paths[path] = number
+            else:
+                self.others.append((number, key))
+
+    def of(self, name: str, default: Any) -> Any:
+        """Value of the first key that matches the end of the path."""
+        first = self.paths.get(name, len(self.values))
+        for number, key in self.others:
+            if number > first:
+                break
+            if matches_end(key, name):
+                return self.values[number]
+        return self.values[first] if first < len(self.values) else default

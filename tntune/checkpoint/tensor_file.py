@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tntune.checkpoint.slices import Slices
 from tntune.errors import CheckpointError, DtypeError, NumericalError, OutputError
 
 __all__ = [
@@ -61,6 +62,8 @@ class TensorInfo:
 @dataclass(frozen=True)
 class TensorFile:
     """A weights file of which only the header is in memory: ``load(key)`` reads that tensor and no other.
+
+    It can be pickled, for another process to read the same file.
 
     Attributes:
         path: The file.
@@ -201,9 +204,7 @@ def _sort_metadata(path: Path) -> None:
 
 
 def open_safetensors(path: Path) -> TensorFile:
-    """Header of one safetensors file; a value is read, and the file opened, when it is asked for.
-
-    Opening takes a tenth of a millisecond; a file that stayed open would keep every page once read in memory.
+    """Header of one safetensors file; a value is read, by its place in the file, when it is asked for.
 
     Raises:
         CheckpointError: Where the file is damaged, or a dtype is unknown.
@@ -214,27 +215,30 @@ def open_safetensors(path: Path) -> TensorFile:
         tntune.errors.CheckpointError: nowhere.safetensors: not a whole safetensors file: ...
     """
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
+        with safe_open(path, framework="pt", device="cpu") as file:  # it checks the header
             keys = file.keys()
-            slices = [file.get_slice(key) for key in keys]
-            found = [(tuple(part.get_shape()), part.get_dtype()) for part in slices]
-    except (OSError, SafetensorError) as error:
+        slices = Slices.of(path)
+    except (OSError, SafetensorError, ValueError) as error:
         raise CheckpointError(f"{path}: not a whole safetensors file: {error}") from error
     entries = {}
-    for key, (shape, dtype) in zip(keys, found, strict=True):
-        if dtype not in _DTYPES:
-            raise CheckpointError(f"{path}: {key}: dtype {dtype} is not supported")
-        entries[key] = TensorInfo(shape, _DTYPES[dtype])
+    for key in keys:
+        place = slices.places.get(key)
+        if place is None:
+            raise CheckpointError(f"{path}: {key}: changed on disk while it was opened")
+        if place.dtype not in _DTYPES:
+            raise CheckpointError(f"{path}: {key}: dtype {place.dtype} is not supported")
+        entries[key] = TensorInfo(place.shape, _DTYPES[place.dtype])
+    return TensorFile(path, entries, _Stored(slices))
 
-    def read(key: str) -> Tensor:
-        try:
-            with safe_open(path, framework="pt", device="cpu") as file:
-                value: Tensor = file.get_tensor(key)
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{path}: {key}: changed on disk since it was opened: {error}") from error
-        return value
 
-    return TensorFile(path, entries, read)
+@dataclass(frozen=True)
+class _Stored:
+    """Reads the values of a safetensors file by their keys."""
+
+    slices: Slices
+
+    def __call__(self, key: str) -> Tensor:
+        return self.slices.read(key, _DTYPES[self.slices.places[key].dtype])
 
 
 def _is_dense(value: Tensor) -> bool:
@@ -246,6 +250,26 @@ def _is_dense(value: Tensor) -> bool:
 
 def _open_bin(path: Path) -> TensorFile:
     """The tensors of a pickled state dict, mapped rather than read."""
+    state = _Pickled(path)
+    entries = {key: TensorInfo(tuple(value.shape), value.dtype) for key, value in state.tensors.items()}
+    return TensorFile(path, entries, state)
+
+
+class _Pickled:
+    """Reads the values of a pickled state dict; another process opens the file anew."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.tensors = path, _mapped(path)
+
+    def __reduce__(self) -> tuple[type["_Pickled"], tuple[Path]]:
+        return _Pickled, (self.path,)
+
+    def __call__(self, key: str) -> Tensor:
+        return self.tensors[key].detach().clone()
+
+
+def _mapped(path: Path) -> dict[str, Tensor]:
+    """The state dict of a file, once it is one of dense tensors."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # torch.load names no common base for what a damaged file raises
@@ -256,10 +280,4 @@ def _open_bin(path: Path) -> TensorFile:
     for key, value in state.items():
         if not isinstance(key, str) or not isinstance(value, Tensor) or not _is_dense(value):
             raise CheckpointError(f"{path}: {key}: must be a dense tensor, not {type(value).__name__}")
-    entries = {key: TensorInfo(tuple(value.shape), value.dtype) for key, value in state.items()}
-
-    def read(key: str) -> Tensor:
-        value: Tensor = state[key]
-        return value.detach().clone()
-
-    return TensorFile(path, entries, read)
+    return state

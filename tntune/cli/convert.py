@@ -1,5 +1,6 @@
 """``tntune convert``, ``tntune round`` and ``tntune export``."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,7 @@ from tntune.cli.console import emit, emit_json, note, percent, progress_bar, tab
 from tntune.cli.estimate import show_estimate
 from tntune.cli.options import (
     DryRun,
+    Jobs,
     Json,
     MaxParams,
     MaxRank,
@@ -28,6 +30,8 @@ from tntune.cli.task import CalibrationFile, Distill, Model, Train, make_task
 from tntune.convert.convert import convert_lora
 from tntune.convert.encode import DEFAULT_LAYOUTS
 from tntune.convert.export import export_lora, export_member
+from tntune.convert.family import convert_family
+from tntune.convert.family_settings import FAMILY_METHODS, FamilySettings
 from tntune.convert.report import CandidateReport, ConversionReport
 from tntune.convert.rounding import round_adapter
 from tntune.convert.settings import METHODS, ConversionSettings
@@ -48,7 +52,8 @@ def convert(
     method: Annotated[
         str | None,
         typer.Option(
-            help=f"One of {', '.join(METHODS)}. Default: {METHODS[0]}, and with --calibration {METHODS[-1]}."
+            help=f"One of {', '.join((*METHODS, *FAMILY_METHODS))}. Default: {METHODS[0]}, "
+            f"and with --calibration {METHODS[-1]}."
         ),
     ] = None,
     layout: Annotated[
@@ -64,9 +69,17 @@ def convert(
     activation: Annotated[
         str, typer.Option(help="Activation of the result, by the exact lift.")
     ] = "identity",
+    head_dim: Annotated[
+        int | None, typer.Option(help="Size of an attention head, for methods with a mode for heads.")
+    ] = None,
+    input_heads: Annotated[
+        list[str] | None,
+        typer.Option(help="Ending of layers whose heads split the input, such as o_proj; repeatable."),
+    ] = None,
     dtype: StoredDtype = None,
     carry: Annotated[bool, typer.Option("--carry", help="Carry unknown tensors along.")] = False,
     overwrite: Overwrite = False,
+    jobs: Jobs = 1,
     dry_run: DryRun = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -75,13 +88,22 @@ def convert(
 
     Example: tntune convert my-lora -o my-lora-half --params 0.5
     """
-    settings = ConversionSettings(
-        make_target(params, max_params, tolerance, max_rank),
-        method or METHODS[-1 if calibration else 0],
-        tuple(layout or DEFAULT_LAYOUTS),
-        activation,
-        parse_dtype(dtype),
-    )
+    target, stored_as = make_target(params, max_params, tolerance, max_rank), parse_dtype(dtype)
+    if method in FAMILY_METHODS:
+        asked: dict[str, object] = {"--layout": layout, "--calibration": calibration, "--model": model}
+        asked |= {"--train": train, "--distill": distill, "--dry-run": dry_run, "--jobs": jobs != 1}
+        _refuse(method, asked | {"--activation": activation != "identity"})
+        family = FamilySettings(target, method, head_dim, tuple(input_heads or ()), stored_as)
+        with progress_bar(not quiet) as progress:
+            found = convert_family(
+                source, output, family, overwrite=overwrite, carry=carry, progress=progress
+            )
+        _finish(found, json)
+        return
+    method = method or METHODS[-1 if calibration else 0]
+    _refuse(method, {"--head-dim": head_dim, "--input-heads": input_heads})
+    layouts = tuple(layout or DEFAULT_LAYOUTS)
+    settings = ConversionSettings(target, method, layouts, activation, stored_as, jobs)
     if dry_run:
         known = None if calibration is None else open_calibration(calibration)
         show_estimate(source, settings, calibration=known, json=json)
@@ -119,18 +141,23 @@ def export(
     member: Member = None,
     dtype: StoredDtype = None,
     overwrite: Overwrite = False,
+    jobs: Jobs = 1,
     json: Json = False,
 ) -> None:
     """Write a plain LoRA with the same ΔW, without an SVD; PEFT and LoRA servers load it.
 
     Example: tntune export adapter --to lora -o adapter-lora
     """
-    if to == "tensorguide" and member is not None and dtype is None:
+    if to == "tensorguide" and member is not None and dtype is None and jobs == 1:
         report = export_member(source, output, member=member, overwrite=overwrite)
     elif to == "lora":
-        report = export_lora(source, output, dtype=parse_dtype(dtype), member=member, overwrite=overwrite)
+        report = export_lora(
+            source, output, dtype=parse_dtype(dtype), member=member, overwrite=overwrite, jobs=jobs
+        )
     else:
-        raise SpecError(f"export writes lora, and of a --member tensorguide without --dtype, not {to!r}")
+        raise SpecError(
+            f"export writes lora, and of a --member tensorguide without --dtype or --jobs, not {to!r}"
+        )
     if json:
         emit_json(report.to_json())
         return
@@ -146,6 +173,13 @@ def export(
     note(f"error by rounding to {', '.join(report.dtypes)}: {percent(report.relative_error)}")
 
 
+def _refuse(method: str, options: Mapping[str, object]) -> None:
+    """SpecError for options that are given and that the method does not have."""
+    given = [name for name, value in options.items() if value]
+    if given:
+        raise SpecError(f"method {method!r} has no {', '.join(given)}")
+
+
 def _finish(report: ConversionReport, json: bool) -> None:
     """Print the report; exit 1 where its target was missed."""
     if json:
@@ -153,7 +187,7 @@ def _finish(report: ConversionReport, json: bool) -> None:
     else:
         _print(report)
     _remark(report)
-    if report.svd_wins and report.settings.get("method") == "tensorguide":
+    if report.svd_wins and report.settings.get("method") in ("tensorguide", *FAMILY_METHODS):
         note(
             f"plain SVD truncation of this size is closer: {percent(report.svd_relative_error)} against "
             f"{percent(report.relative_error)}; --method auto keeps for each layer what is better"

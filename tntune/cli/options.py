@@ -15,6 +15,7 @@ __all__ = [
     "DryRun",
     "Html",
     "Inputs",
+    "Jobs",
     "Json",
     "MaxParams",
     "MaxRank",
@@ -47,6 +48,15 @@ DryRun = Annotated[
     typer.Option(
         "--dry-run",
         help="Say how large the source is and how much memory it takes, and stop. Models come on top.",
+    ),
+]
+Jobs = Annotated[
+    int,
+    typer.Option(
+        "--jobs",
+        "-j",
+        help="Processes that work on layers at a time; the bytes written are those of one. "
+        "--dry-run says what they take.",
     ),
 ]
 Member = Annotated[str | None, typer.Option(help="Which adapter of a library; tntune inspect lists them.")]

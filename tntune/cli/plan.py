@@ -2,8 +2,10 @@
 
 from typing import Annotated, Any
 
+import torch
 import typer
 
+from tntune.adapters.batch import CPU_ENTRIES, is_batched
 from tntune.cli.console import emit, emit_json, table
 from tntune.cli.options import Json
 from tntune.contract.plan import Plan, candidates
@@ -11,7 +13,7 @@ from tntune.contract.timing import timed
 from tntune.maps.advice import advice
 from tntune.maps.base import WeightMap
 from tntune.maps.build import build_map
-from tntune.maps.chain import halves
+from tntune.maps.chain import generated_entries, halves
 from tntune.maps.layout import Geometry
 from tntune.maps.lora import LoRA
 from tntune.maps.site import Site
@@ -58,6 +60,7 @@ def plan(
         "flops": sum(plan.flops for plan in map.plans),
         "peak_entries": max((plan.peak for plan in map.plans), default=0),
         "applied": _applied(map),
+        "generated": _generated(map),
         "advice": [{"label": item.label, "message": item.message} for item in found],
         "site": site.to_json(),
     }
@@ -114,6 +117,18 @@ def _applied(map: WeightMap) -> str:
     comparison = "much less" if products.pays else "not much less"
     way = "products" if products.pays else "whole factors"
     return f"{way}: bond {products.bond} between features and widths is {comparison} than the width"
+
+
+def _generated(map: WeightMap) -> str:
+    """Whether layers of this map are generated together, and by which rule."""
+    if not map.is_generated:
+        return "not at all: the params are the factors"
+    if map.resampled:
+        return "layer by layer: z is drawn at every call"
+    entries, limit = f"{generated_entries(map):,} entries a layer", f"{CPU_ENTRIES:,} on a CPU"
+    if is_batched(map, torch.device("cpu")):
+        return f"together with all layers of this map: {entries}, at most {limit}"
+    return f"layer by layer: {entries}, above {limit}; on an accelerator together with all layers of this map"
 
 
 def _described(map: WeightMap) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import typer
 from tntune.checkpoint.calibration import open_calibration
 from tntune.cli.console import emit, emit_json, note, percent, progress_bar, table
 from tntune.cli.estimate import show_estimate
-from tntune.cli.options import DryRun, Json, MaxParams, Params, Quiet, StoredDtype, parse_dtype
+from tntune.cli.options import DryRun, Jobs, Json, MaxParams, Params, Quiet, StoredDtype, parse_dtype
 from tntune.convert.norm import Norm
 from tntune.convert.resize import resize_lora
 from tntune.convert.resize_report import ResizeReport
@@ -48,6 +48,7 @@ def resize(
     ] = None,
     carry: Annotated[bool, typer.Option("--carry", help="Carry unknown tensors along.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an adapter that is there.")] = False,
+    jobs: Jobs = 1,
     dry_run: DryRun = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -66,7 +67,7 @@ def resize(
     given = [name for name, value in aims.items() if value is not None]
     if len(given) != 1:
         raise SpecError(f"give exactly one of {', '.join(aims)}; given: {', '.join(given) or 'none'}")
-    settings = ResizeSettings(rank, params, max_params, tolerance, energy, uniform, parse_dtype(dtype))
+    settings = ResizeSettings(rank, params, max_params, tolerance, energy, uniform, parse_dtype(dtype), jobs)
     if dry_run:
         show_estimate(source, settings, json=json)
         return

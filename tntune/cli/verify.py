@@ -14,10 +14,13 @@ __all__ = ["verify"]
 
 
 def verify(
-    first: Annotated[Path, typer.Argument(help="The reference: a LoRA or TensorGuide folder.")],
+    first: Annotated[Path, typer.Argument(help="The reference: a LoRA or TensorGuide folder, or a library.")],
     second: Annotated[Path, typer.Argument(help="The folder to compare with it.")],
     member: Annotated[
         str | None, typer.Option(help="Which adapter of the second folder, where that is a library.")
+    ] = None,
+    first_member: Annotated[
+        str | None, typer.Option(help="Which adapter of the first folder, where that is a library.")
     ] = None,
     tolerance: Annotated[
         float | None, typer.Option(help="Exit 1 where the total relative error is above this.")
@@ -30,7 +33,7 @@ def verify(
     """
     if tolerance is not None and not tolerance >= 0:
         raise SpecError(f"--tolerance must be at least 0, not {tolerance}")
-    comparison = compare_adapters(first, second, member=member)
+    comparison = compare_adapters(first, second, member=member, first_member=first_member)
     met = tolerance is None or comparison.relative_error <= tolerance
     if json:
         emit_json({**comparison.to_json(), "tolerance": tolerance, "within_tolerance": met})

@@ -65,15 +65,27 @@ class Plan:
 
     def __call__(self, *tensors: Tensor) -> Tensor:
         """Contract ``tensors``; raises :class:`ModeError` where a shape is not the planned one."""
+        return self.steps[-1](self._before_the_last(tensors))
+
+    def cut(self, at: int, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        """``flat[:at], flat[at:]`` of ``flat = self(*tensors).flatten()``, for parts that are used apart.
+
+        Where the last step is one product in the order of the output, a backward does not put the gradients
+        of the parts together (:mod:`tntune.contract.cut`), which would take as long as all the rest.
+        """
+        return self.steps[-1].cut(self._before_the_last(tensors), at)
+
+    def _before_the_last(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """The operands of the last step."""
         found = tuple(tuple(tensor.shape) for tensor in tensors)
         if found != self.shapes:
             raise ModeError(f"plan {self.equation!r} was made for shapes {self.shapes}, not for {found}")
         work = list(tensors)
-        for step in self.steps:
+        for step in self.steps[:-1]:
             operands = [work[position] for position in step.positions]
             work = [tensor for i, tensor in enumerate(work) if i not in step.positions]
             work.append(step(operands))
-        return work[0]
+        return [work[position] for position in self.steps[-1].positions]
 
     def __str__(self) -> str:
         """One line per step, with its equation and cost, after a line of totals."""

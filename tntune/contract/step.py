@@ -4,7 +4,10 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+
+from tntune.contract.cut import cut_product
 
 __all__ = ["Path", "Shape", "Sizes", "Step", "steps_along"]
 
@@ -54,21 +57,41 @@ class Step:
     def cost(self) -> int:
         """Time in units of half a flop: an entry that is written or copied takes 16, a row or column 512.
 
-        Fitted to products with few summed entries, as trains have them, on one core.
+        Fitted to products with few summed entries, as trains have them, on one core. In an outer product rows
+        and columns take nothing.
         """
-        lines = sum(math.prod(group) // group[at] for group, at in zip(self.groups, (-1, -2), strict=False))
+        summed = self.groups[0][-1] if self.groups else 1
+        lines = 0
+        if summed > 1:
+            lines = sum(
+                math.prod(group) // group[at] for group, at in zip(self.groups, (-1, -2), strict=True)
+            )
         return 2 * self.flops + 16 * (math.prod(self.shape) + self.copies) + 512 * lines
 
     def __call__(self, tensors: Sequence[Tensor]) -> Tensor:
         """Run the step on its one or two operands, in O(``flops``)."""
+        parts = self._prepared(tensors)
+        if len(parts) == 2:
+            parts = [_reshaped(parts[0] @ parts[1], self.shape)]
+        return _permuted(parts[0], self.permute)
+
+    def cut(self, tensors: Sequence[Tensor], at: int) -> tuple[Tensor, Tensor]:
+        """``flat[:at], flat[at:]`` of ``flat = self(tensors).flatten()``, a view each where that can be."""
+        if len(tensors) == 2 and len(self.groups[0]) == 2 and not self.copies:
+            left, right = self._prepared(tensors)
+            return cut_product(left, right, at)
+        first, rest = torch.tensor_split(self(tensors).flatten(), (at,))
+        return first, rest
+
+    def _prepared(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """The operands, summed and permuted; of two each as its matrix or batch of matrices."""
         parts = [
-            _permuted(tensor.sum(axes) if axes else tensor, order)
+            _permuted(_summed(tensor, axes), order)
             for tensor, axes, order in zip(tensors, self.sums, self.orders, strict=True)
         ]
-        if len(parts) == 2:
-            left, right = (_reshaped(part, group) for part, group in zip(parts, self.groups, strict=True))
-            parts = [_reshaped(left @ right, self.shape)]
-        return _permuted(parts[0], self.permute)
+        if len(parts) == 1:
+            return parts
+        return [_reshaped(part, group) for part, group in zip(parts, self.groups, strict=True)]
 
 
 def steps_along(equation: str, path: Sequence[tuple[int, ...]], sizes: Sizes) -> Iterator[Step]:
@@ -147,6 +170,13 @@ def _axes(term: str, kept: str) -> tuple[int, ...]:
 
 def _order(legs: str, wanted: str) -> tuple[int, ...]:
     return () if legs == wanted else tuple(legs.index(leg) for leg in wanted)
+
+
+def _summed(tensor: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """The sum over these axes; a view where each has one entry."""
+    if all(tensor.shape[axis] == 1 for axis in axes):
+        return tensor.squeeze(axes) if axes else tensor
+    return tensor.sum(axes)
 
 
 def _permuted(tensor: Tensor, order: tuple[int, ...]) -> Tensor:

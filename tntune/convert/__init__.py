@@ -17,6 +17,8 @@ from tntune.convert.divergence import (
 )
 from tntune.convert.enlarge import enlarge_library
 from tntune.convert.export import ExportReport, export_lora, export_member
+from tntune.convert.family import convert_family
+from tntune.convert.family_settings import FAMILY_METHODS, FamilySettings
 from tntune.convert.gauge import Balanced, balance, delta_distance, delta_norm
 from tntune.convert.lift import lift
 from tntune.convert.memory import conversion_memory, resize_memory
@@ -33,6 +35,7 @@ from tntune.convert.target import Target
 from tntune.convert.task import Task
 
 __all__ = [
+    "FAMILY_METHODS",
     "Balanced",
     "CandidateReport",
     "CollectionReport",
@@ -45,6 +48,7 @@ __all__ = [
     "DistillationReport",
     "Divergence",
     "ExportReport",
+    "FamilySettings",
     "LayerComparison",
     "LayerReport",
     "MemberReport",
@@ -64,6 +68,7 @@ __all__ = [
     "compare_adapters",
     "conversion_memory",
     "convert_collection",
+    "convert_family",
     "convert_lora",
     "delta_distance",
     "delta_norm",

@@ -105,7 +105,11 @@ class AdapterFunction:
 
 
 def compare_adapters(
-    first: str | os.PathLike[str], second: str | os.PathLike[str], *, member: str | None = None
+    first: str | os.PathLike[str],
+    second: str | os.PathLike[str],
+    *,
+    member: str | None = None,
+    first_member: str | None = None,
 ) -> Comparison:
     """``‖ΔW₁ − ΔW₂‖ / ‖ΔW₁‖`` for each layer and over all, in float64 from what is stored.
 
@@ -113,6 +117,7 @@ def compare_adapters(
         first: The reference, a LoRA or TensorGuide folder.
         second: What is compared with it.
         member: Which adapter of the second, where that is a library.
+        first_member: Which adapter of the first, where that is one.
 
     Raises:
         CheckpointError, NumericalError: Where a folder cannot be read.
@@ -131,7 +136,8 @@ def compare_adapters(
         >>> round(comparison.relative_error, 6)
         0.5
     """
-    left, right = open_adapter(first, carry=True), open_adapter(second, carry=True, member=member)
+    left = open_adapter(first, carry=True, member=first_member)
+    right = open_adapter(second, carry=True, member=member)
     names = list(dict.fromkeys([*layer_names(left), *layer_names(right)]))
     if not set(layer_names(left)) & set(layer_names(right)):
         raise TargetError(f"{first} and {second} have no adapted layer in common")
@@ -170,10 +176,10 @@ def load_function(folder: LoraFolder | TensorGuideFolder, name: str) -> AdapterF
         >>> function(torch.ones(1, 5).double()).tolist()
         [[10.0, 10.0, 10.0]]
     """
-    if name not in layer_names(folder):
+    if name not in (folder.by_name if isinstance(folder, LoraFolder) else folder.sites):
         return None
     if isinstance(folder, LoraFolder):
-        down, up, scale = folder.load(next(site for site in folder.sites if site.name == name))
+        down, up, scale = folder.load(folder.by_name[name])
         return AdapterFunction(Factors(down.double(), scale * up.double()), "identity")
     site = folder.sites[name]
     down, up = factors_of(Encoded(site, folder.load(name)))

@@ -10,6 +10,7 @@ from tntune.convert.norm import DAMPING, Norm
 from tntune.convert.progress import Progress
 from tntune.convert.report import CandidateReport, total_error
 from tntune.convert.search import JointSearch, TruncatedSearch
+from tntune.convert.stream_search import StreamSearch
 from tntune.convert.task import Task
 from tntune.convert.tolerance import verified_budget
 from tntune.errors import RankError
@@ -176,6 +177,10 @@ class Contest:
         return JointSearch(self.layers, self.norm)
 
     @cached_property
+    def _streams(self) -> StreamSearch:
+        return StreamSearch(self.layers, self.norm)
+
+    @cached_property
     def _sizes(self) -> dict[str, float]:
         """The norm of each layer's ΔW, as reports have it."""
         if self.norm.calibration is None:
@@ -188,10 +193,15 @@ class Contest:
         return DAMPINGS if self.task and self.task.divergence else DAMPINGS[:1]
 
     def _joint(self, method: str, budget: int, dampings: Iterable[float]) -> Iterator[Candidate]:
-        """Trains over layers, mixed with SVDs of groups where those are better."""
-        plan = self._search.plan(budget)
+        """Bases that all layers share; or trains over layers of one shape, mixed with SVDs, where better."""
+        streams, groups = self._streams.plan(budget), self._search.plan(budget)
+        left = sum(option.squared_error for option in groups.values())
         for damping in dampings:
-            candidate = self._search.candidate(plan, self.norm.damped(damping))
+            norm = self.norm.damped(damping)
+            if streams is not None and streams.squared_error < left:
+                yield self._streams.candidate(streams, norm)
+                continue
+            candidate = self._search.candidate(groups, norm)
             if candidate.pieces and (candidate.joint or method == "joint"):
                 yield candidate
 

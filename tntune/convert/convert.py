@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -12,6 +12,7 @@ from tntune.checkpoint.tensor_file import TENSORS_NAME
 from tntune.checkpoint.tensorguide_writer import write_tensorguide
 from tntune.convert.encode import DeltaEncoder, stored
 from tntune.convert.gauge import balance
+from tntune.convert.jobs import Jobs
 from tntune.convert.option import Encoded, Option
 from tntune.convert.output import check_output
 from tntune.convert.progress import Progress, silent
@@ -43,7 +44,7 @@ def convert_lora(
 
     Layer by layer: the balanced gauge, exact trains in every layout, their errors at points along the way
     from exact to rank one; then one choice over all layers; then the chosen tensors. The source is read
-    twice, one layer at a time. Nothing of size (out, in) is ever formed.
+    twice, one layer at a time (``settings.jobs`` at a time). Nothing of size (out, in) is ever formed.
 
     Args:
         source: LoRA folder as PEFT writes it.
@@ -63,6 +64,7 @@ def convert_lora(
         CheckpointError, NumericalError: Where the source cannot be read, or is untrained (every ΔW zero).
         RankError: Where the budget is too small for any encoding.
         OutputError: Where the output cannot be written.
+        WorkerError: Where one of several jobs is killed.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -86,10 +88,11 @@ def convert_lora(
         return convert_whole(
             folder, output, settings, task=task, progress=report_progress, overwrite=overwrite
         )
-    spectra, curves = _survey(folder, settings, report_progress)
-    norms = {name: float(values.norm()) for name, values in spectra.items()}
-    chosen = choose(curves, norms, settings.target, folder.params)
-    encoded = dict(_encode(folder, settings, chosen, report_progress))
+    with Jobs(settings.jobs) as jobs:
+        spectra, curves = _survey(_Layers(folder, settings), jobs, report_progress)
+        norms = {name: float(values.norm()) for name, values in spectra.items()}
+        chosen = choose(curves, norms, settings.target, folder.params)
+        encoded = dict(_encode(_Layers(folder, settings), chosen, jobs, report_progress))
     if not encoded:
         raise RankError(
             f"{sum(norm > 0 for norm in norms.values())} trained layers, and none fits the budget"
@@ -112,30 +115,47 @@ def convert_lora(
     return replace(report, bytes_after=written)
 
 
-def _encoder(folder: LoraFolder, site: LoraSite, settings: ConversionSettings) -> DeltaEncoder:
-    down, up, scale = folder.load(site)
-    dtype = settings.dtype or site.dtype
-    lora = LoRA(site.in_features, site.out_features, site.width, "random")
-    tensors = {"lora_down": stored(down, dtype), "lora_up": stored(up, dtype)}
-    original = Encoded(Site(lora, scale), tensors)
-    return DeltaEncoder(balance(down, up, scale), dtype, settings.activation, original=original)
+@dataclass(frozen=True)
+class _Layers:
+    """What is done with each layer, in this process or in another."""
+
+    folder: LoraFolder
+    settings: ConversionSettings
+
+    def survey(self, site: LoraSite) -> tuple[Tensor, list[Option]]:
+        """Singular values and options of a layer."""
+        try:
+            encoder = self._encoder(site)
+            options = list(_options(encoder, site, self.settings, self.folder.params))
+        except NumericalError as error:
+            raise NumericalError(f"{self.folder.path}: {site.name}: {error}") from error
+        return encoder.balanced.values, options
+
+    def encode(self, chosen: tuple[LoraSite, Option]) -> Encoded:
+        """Site and tensors of a layer."""
+        site, option = chosen
+        return self._encoder(site).encode(option)
+
+    def _encoder(self, site: LoraSite) -> DeltaEncoder:
+        down, up, scale = self.folder.load(site)
+        dtype = self.settings.dtype or site.dtype
+        lora = LoRA(site.in_features, site.out_features, site.width, "random")
+        tensors = {"lora_down": stored(down, dtype), "lora_up": stored(up, dtype)}
+        original = Encoded(Site(lora, scale), tensors)
+        return DeltaEncoder(balance(down, up, scale), dtype, self.settings.activation, original=original)
 
 
 def _survey(
-    folder: LoraFolder, settings: ConversionSettings, progress: Progress
+    layers: _Layers, jobs: Jobs, progress: Progress
 ) -> tuple[dict[str, Tensor], dict[str, list[Option]]]:
     """Singular values and options of every layer; one whose train would be no smaller may stay as it is."""
     spectra, curves = {}, {}
-    for done, site in enumerate(folder.sites, 1):
-        try:
-            encoder = _encoder(folder, site, settings)
-            spectra[site.name] = encoder.balanced.values
-            curves[site.name] = list(_options(encoder, site, settings, folder.params))
-        except NumericalError as error:
-            raise NumericalError(f"{folder.path}: {site.name}: {error}") from error
-        progress("survey", done, len(folder.sites))
+    sites = layers.folder.sites
+    for done, (site, found) in enumerate(zip(sites, jobs.map(layers.survey, sites), strict=True), 1):
+        spectra[site.name], curves[site.name] = found
+        progress("survey", done, len(sites))
     if not any(bool(values.any()) for values in spectra.values()):
-        raise NumericalError(f"{folder.path}: every ΔW is zero: this adapter was never trained")
+        raise NumericalError(f"{layers.folder.path}: every ΔW is zero: this adapter was never trained")
     return spectra, curves
 
 
@@ -156,13 +176,15 @@ def _options(
 
 
 def _encode(
-    folder: LoraFolder, settings: ConversionSettings, chosen: Mapping[str, Option], progress: Progress
+    layers: _Layers, chosen: Mapping[str, Option], jobs: Jobs, progress: Progress
 ) -> Iterator[tuple[str, Encoded]]:
     """Site and tensors of every layer that is kept."""
-    for done, site in enumerate(folder.sites, 1):
-        if chosen[site.name].method != "dropped":
-            yield site.name, _encoder(folder, site, settings).encode(chosen[site.name])
-        progress("encode", done, len(folder.sites))
+    kept = [
+        (site, chosen[site.name]) for site in layers.folder.sites if chosen[site.name].method != "dropped"
+    ]
+    for done, ((site, _), encoded) in enumerate(zip(kept, jobs.map(layers.encode, kept), strict=True), 1):
+        yield site.name, encoded
+        progress("encode", done, len(kept))
 
 
 def _report(

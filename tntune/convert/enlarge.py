@@ -14,10 +14,10 @@ from tntune.checkpoint.library import LibraryFolder, open_library, own_params
 from tntune.checkpoint.library_writer import write_library
 from tntune.checkpoint.lora import LoraFolder, open_lora
 from tntune.convert.candidate import Candidate, Layers, Piece, joint_piece, truncated_piece
+from tntune.convert.coefficients import best_coefficients
 from tntune.convert.collected import Collected, check_bases
 from tntune.convert.collection_report import MemberReport
 from tntune.convert.form import Form
-from tntune.convert.joint import best_coefficients
 from tntune.convert.joint_train import JOINT_LAYOUT, JointTrain
 from tntune.convert.member import described, group_name, library_card, member_reports, passthrough, sized
 from tntune.convert.norm import LayerNorm
@@ -43,7 +43,7 @@ def enlarge_library(
     """Write ``output``, the library with new members; what it says of the old ones stays, bit for bit.
 
     A new member costs only its coefficients on the library's bases, the best there are: one small SVD for
-    each layer (:func:`tntune.convert.joint.best_coefficients`). A layer of a shape for which the library has
+    each layer (:func:`best_coefficients`). A layer of a shape for which the library has
     no bases is stored whole.
 
     Args:

@@ -1,10 +1,9 @@
 """Exports: any linear adapter as a plain LoRA, without an SVD, and one member of a library alone."""
 
 import os
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -15,6 +14,7 @@ from tntune.checkpoint.tensorguide import TensorGuideFolder, open_tensorguide
 from tntune.checkpoint.tensorguide_writer import write_groups
 from tntune.convert.encode import stored
 from tntune.convert.gauge import delta_distance, delta_norm
+from tntune.convert.jobs import Jobs
 from tntune.convert.option import Encoded, factors_of
 from tntune.convert.output import check_output
 from tntune.convert.report import total_error
@@ -69,11 +69,12 @@ def export_lora(
     dtype: torch.dtype | None = None,
     member: str | None = None,
     overwrite: bool = False,
+    jobs: int = 1,
 ) -> ExportReport:
     """Write ``output``, a LoRA folder with the same ΔW, which stock PEFT loads with tntune uninstalled.
 
     The generated factors *are* LoRA factors: no SVD, no (out, in) matrix. They are contracted in float64 and
-    rounded once.
+    rounded once, one layer at a time.
 
     Args:
         source: TensorGuide folder, or library.
@@ -81,12 +82,14 @@ def export_lora(
         dtype: Dtype of the factors; by default that of each layer's params.
         member: Which adapter of a library.
         overwrite: Whether an existing adapter folder may be replaced.
+        jobs: Processes that work on layers at a time; the result does not depend on it.
 
     Raises:
         UnsupportedError: Where an activation is not linear: no LoRA computes that function.
         CheckpointError, NumericalError: Where the source cannot be read.
         TargetError: Where the library has no such member.
         OutputError: Where the output cannot be written.
+        WorkerError: Where one of several jobs is killed.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -105,8 +108,9 @@ def export_lora(
     folder = open_tensorguide(source, carry=True) if member is None else open_library(source).member(member)
     bytes_before = folder.num_bytes
     _check_linear(folder)
-    exact = dict(_factors(folder))
-    entries = [LoraEntry(name, *_stored(folder, name, factors, dtype)) for name, factors in exact.items()]
+    with Jobs(jobs) as workers:
+        made = list(workers.map(_Layers(folder, dtype), folder.sites))
+    entries = [each.entry for each in made]
     write_lora(
         output,
         entries,
@@ -114,7 +118,6 @@ def export_lora(
         passthrough={name: folder.tensor(name) for name in folder.passthrough},
         overwrite=overwrite,
     )
-    gaps = [delta_distance(exact[entry.name], Factors(entry.down, entry.up)) ** 2 for entry in entries]
     return ExportReport(
         source=str(source),
         output=str(output),
@@ -125,7 +128,7 @@ def export_lora(
         bytes_before=bytes_before,
         bytes_after=(Path(output) / TENSORS_NAME).stat().st_size,
         dtypes=tuple(dict.fromkeys(str(entry.up.dtype) for entry in entries)),
-        relative_error=total_error(gaps, (delta_norm(factors) for factors in exact.values())),
+        relative_error=total_error((each.squared_error for each in made), (each.norm for each in made)),
     )
 
 
@@ -200,18 +203,29 @@ def _check_linear(folder: TensorGuideFolder) -> None:
             )
 
 
-def _factors(folder: TensorGuideFolder) -> Iterator[tuple[str, Factors]]:
-    for name, site in folder.sites.items():
-        down, up = factors_of(Encoded(site, folder.load(name)))
-        yield name, Factors(down, site.scale * up)
+class _Exported(NamedTuple):
+    """A layer as plain factors, and what they differ by."""
+
+    entry: LoraEntry
+    squared_error: float
+    norm: float
 
 
-def _stored(
-    folder: TensorGuideFolder, name: str, factors: Factors, dtype: torch.dtype | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    params = folder.sites[name].map.param_shapes
-    own = next(tensor.dtype for flat, tensor in folder.load(name).items() if flat in params)
-    try:
-        return stored(factors.down, dtype or own), stored(factors.up, dtype or own)
-    except NumericalError as error:
-        raise NumericalError(f"{folder.path}: {name}: {error}") from error
+@dataclass(frozen=True)
+class _Layers:
+    """What is done with each layer, in this process or in another."""
+
+    folder: TensorGuideFolder
+    dtype: torch.dtype | None
+
+    def __call__(self, name: str) -> _Exported:
+        site, tensors = self.folder.sites[name], self.folder.load(name)
+        down, up = factors_of(Encoded(site, tensors))
+        exact = Factors(down, site.scale * up)
+        own = next(tensor.dtype for flat, tensor in tensors.items() if flat in site.map.param_shapes)
+        try:
+            down, up = (stored(factor, self.dtype or own) for factor in exact)
+        except NumericalError as error:
+            raise NumericalError(f"{self.folder.path}: {name}: {error}") from error
+        gap = delta_distance(exact, Factors(down, up))
+        return _Exported(LoraEntry(name, down, up), gap**2, delta_norm(exact))

@@ -9,13 +9,15 @@ from torch.nn.utils.rnn import pad_sequence
 
 from tntune.convert.form import Form
 
-__all__ = ["CAP", "JointSide", "cholesky"]
+__all__ = ["CAP", "JointSide", "cholesky", "solved_basis"]
 
 CAP = 384
 """Dimensions of the space in which an unknown basis is sought."""
 
 _SEEN = 0.75  # share of them that the layers' own factors span where a moment weighs the others
 _FLOOR = 1e-13  # of a Gram matrix's mean eigenvalue, added to its diagonal
+_STEPS = 12  # of conjugate gradients on one basis
+_ROUGH = 1e-9  # of a preconditioner's mean eigenvalue, added to its diagonal
 _NOISE = 1e-13  # eigenvalues of a Gram matrix below that share of the largest are rounding
 
 
@@ -71,6 +73,10 @@ class JointSide:
         """``(m, r)`` to ``(n, r)``."""
         return basis if self.known is None else self.known @ basis
 
+    def reduce(self, basis: Tensor) -> Tensor:
+        """``(n, r)`` to ``(m, r)``: the nearest in the coordinates of this side."""
+        return basis if self.known is None else self.known.mT @ basis
+
     def seen_by(self, basis: Tensor) -> tuple[Tensor, Tensor]:
         """Of each layer its form on a basis, ``(layers, r, r)``, and its rows' products with that basis."""
         found = basis.mT @ (self.forms @ basis)
@@ -92,6 +98,48 @@ def cholesky(grams: Tensor, lift: float = _FLOOR) -> Tensor:
     lifted = grams + floor[:, None, None] * torch.eye(grams.shape[1], dtype=grams.dtype)
     root: Tensor = torch.linalg.cholesky(lifted)
     return root
+
+
+def solved_basis(side: JointSide, start: Tensor, middle: Tensor, right: Tensor) -> Tensor:
+    """X of ``Σ_s form_s X middle_s = right`` by conjugate gradients; each step lowers the squared error.
+
+    Args:
+        side: Whose forms they are.
+        start: ``(m, r)``.
+        middle: ``(layers, r, r)``, positive semidefinite.
+        right: ``(m, r)``.
+
+    Example:
+        >>> side = JointSide.of([torch.eye(2, 5).double()] * 3, [Form(5)] * 3)
+        >>> right, middle = side.start[:, :1], torch.ones(3, 1, 1).double()
+        >>> torch.allclose(3 * solved_basis(side, torch.zeros_like(right), middle, right), right)
+        True
+    """
+    forms = side.forms
+    middle = torch.zeros(len(forms), *middle.shape[1:], dtype=middle.dtype).index_add(0, side.kind, middle)
+    weights = middle.diagonal(dim1=1, dim2=2).sum(1) + torch.finfo(torch.float64).tiny
+    outer = cholesky(torch.tensordot(weights / weights.sum(), forms, dims=1)[None], _ROUGH)[0]
+    inner = cholesky(middle.sum(0)[None], _ROUGH)[0]
+
+    def applied(x: Tensor) -> Tensor:
+        return (forms @ (x @ middle)).sum(0)
+
+    def preconditioned(x: Tensor) -> Tensor:
+        return torch.cholesky_solve(torch.cholesky_solve(x, outer).mT, inner).mT
+
+    x, rest = start, right - applied(start)
+    step = chosen = preconditioned(rest)
+    size = first = (rest * step).sum()
+    for _ in range(_STEPS):
+        if not size > 1e-12 * first:
+            break
+        moved = applied(chosen)
+        rate = size / (chosen * moved).sum()
+        x, rest = x + rate * chosen, rest - rate * moved
+        step = preconditioned(rest)
+        before, size = size, (rest * step).sum()
+        chosen = step + (size / before) * chosen
+    return x
 
 
 def _directions(rows: Sequence[Tensor], forms: Sequence[Form]) -> Tensor:
@@ -126,7 +174,7 @@ def _spectral(forms: Tensor, kind: Tensor, rows: Sequence[Tensor]) -> Tensor:
     """The leading directions of all rows, in coordinates of the layers' mean form."""
     traces = forms.diagonal(dim1=1, dim2=2).mean(1)
     shares = torch.bincount(kind) / traces
-    root = cholesky((shares[:, None, None] * forms).sum(0)[None] / len(kind))[0]
+    root = cholesky(torch.tensordot(shares, forms, dims=1)[None] / len(kind))[0]
     sizes = traces.sqrt()[kind]
     stacked = torch.cat([size * each for size, each in zip(sizes, rows, strict=True)]).mT
     leading = torch.linalg.svd(root.mT @ stacked, full_matrices=False)[0]

@@ -36,7 +36,8 @@ class LayerReport:
     Attributes:
         name: Module path.
         shape: ``(out_features, in_features)``.
-        method: ``"tensorguide"``, ``"joint"``, ``"svd"``, ``"kept"`` (as it was) or ``"dropped"`` (ΔW = 0).
+        method: ``"tensorguide"``, ``"joint"``, ``"svd"``, ``"kept"`` (as it was), ``"dropped"`` (ΔW = 0), or
+            one of :data:`tntune.convert.FAMILY_METHODS`.
         layout: Pattern of the train, else empty.
         ranks: TT-ranks, or the rank of the SVD.
         width: Inner size of the adapter after, 0 where dropped.

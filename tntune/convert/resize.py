@@ -5,9 +5,11 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from tntune.checkpoint.lora import LoraFolder, LoraSite, open_lora
 from tntune.checkpoint.lora_file import LoraFile, open_lora_file
@@ -15,6 +17,7 @@ from tntune.checkpoint.lora_file_writer import write_lora_file
 from tntune.checkpoint.lora_writer import LoraEntry, write_lora
 from tntune.convert.encode import stored
 from tntune.convert.gauge import Balanced, balance, delta_distance, delta_norm
+from tntune.convert.jobs import Jobs
 from tntune.convert.norm import Norm, weighted_balance
 from tntune.convert.output import check_output
 from tntune.convert.progress import Progress, silent
@@ -78,10 +81,11 @@ def resize_lora(
     opened = _open(source, carry)
     if isinstance(opened, LoraFile) and Path(output).suffix != _SUFFIX:
         raise OutputError(f"{output}: a single LoRA file is named *{_SUFFIX}")
-    run = _Run(opened, settings, norm or Norm(), progress or silent)
-    ranks = run.ranks()
-    _write(opened, output, list(run.entries(ranks)), settings, overwrite)
-    return run.report(_open(output, True))
+    with Jobs(settings.jobs) as jobs:
+        run = _Run(_Layers(opened, settings, norm or Norm()), jobs, progress or silent)
+        ranks = run.ranks()
+        _write(opened, output, list(run.entries(ranks)), settings, overwrite)
+        return run.report(_open(output, True))
 
 
 def _open(path: str | os.PathLike[str], carry: bool) -> Source:
@@ -118,82 +122,21 @@ def _write(
 
 
 @dataclass(frozen=True)
-class _Run:
-    """One resizing: what every step of it reads."""
+class _Layers:
+    """What is done with each layer, in this process or in another."""
 
     opened: Source
     settings: ResizeSettings
     norm: Norm
-    progress: Progress
 
-    def ranks(self) -> dict[str, int]:
-        """The rank that each layer gets."""
-        sites = self.opened.sites
-        spectra = {}
-        for done, site in enumerate(sites, 1):
-            values = self._balanced(site).values
-            spectra[site.name] = values[values > 0]
-            self.progress("survey", done, len(sites))
-        if not any(len(values) for values in spectra.values()):
-            raise NumericalError(f"{self.opened.path}: every ΔW is zero: this adapter was never trained")
-        widths = {site.name: site.width for site in sites}
-        sizes = {site.name: site.in_features + site.out_features for site in sites}
-        dtypes = (self.settings.dtype,) if self.settings.dtype else self.opened.dtypes
-        rounding = max(torch.finfo(dtype).eps for dtype in dtypes)
-        return resized_ranks(self.settings, spectra, widths, sizes, rounding=rounding)
+    def values(self, site: LoraSite) -> Tensor:
+        """Non-zero singular values of a layer, in the norm."""
+        values = self._balanced(site).values
+        return values[values > 0]
 
-    def entries(self, ranks: Mapping[str, int]) -> Iterator[LoraEntry]:
-        """The layers that are kept, in the dtypes to store."""
-        for done, site in enumerate(self.opened.sites, 1):
-            if ranks[site.name]:
-                yield self._entry(site, ranks[site.name])
-            self.progress("truncate", done, len(self.opened.sites))
-
-    def report(self, written: Source) -> ResizeReport:
-        """What became of the source, from what is in the output."""
-        after = {site.name: site for site in written.sites}
-        measured = [self._layer(site, after.get(site.name), written) for site in self.opened.sites]
-        layers = tuple(layer for layer, _ in measured)
-        norms = [norm for _, norm in measured]
-        weighted = self.norm.calibration is not None
-        task = [((layer.task_error or 0.0) * norm) ** 2 for layer, norm in measured] if weighted else []
-        error = total_error(
-            ((each.relative_error * each.norm) ** 2 for each in layers), (x.norm for x in layers)
-        )
-        task_error = total_error(task, norms) if weighted else None
-        return ResizeReport(
-            source=str(self.opened.path),
-            output=str(written.path),
-            format=written.style if isinstance(written, LoraFile) else "peft",
-            settings=self.settings.to_json(),
-            norm=self.norm.name,
-            params_before=self.opened.params,
-            params_after=written.params,
-            bytes_before=self.opened.num_bytes,
-            bytes_after=written.num_bytes,
-            dtypes=tuple(str(dtype) for dtype in written.dtypes),
-            relative_error=error,
-            task_error=task_error,
-            target_met=self._met(layers, error if task_error is None else task_error),
-            passthrough=len(written.passthrough),
-            layers=layers,
-        )
-
-    def _balanced(self, site: LoraSite) -> Balanced:
-        """Factors of which the leading k are the best of rank k in the norm."""
-        factors = _factors(self.opened, site)
-        try:
-            plain = balance(*factors)
-            if self.norm.calibration is None or not plain.norm:
-                return plain
-            return weighted_balance(
-                factors, self.norm.layer(site.name, (site.out_features, site.in_features))
-            )
-        except NumericalError as error:
-            raise NumericalError(f"{self.opened.path}: {site.name}: {error}") from error
-
-    def _entry(self, site: LoraSite, rank: int) -> LoraEntry:
-        """One layer as it is, or truncated."""
+    def entry(self, chosen: tuple[LoraSite, int]) -> LoraEntry:
+        """A layer of that rank: as it is, or truncated."""
+        site, rank = chosen
         down, up, scale = self.opened.load(site)
         dtypes = [self.settings.dtype or factor.dtype for factor in (down, up)]
         if rank < site.width:
@@ -201,8 +144,9 @@ class _Run:
             down, up = balanced.down[:rank], balanced.up[:, :rank]
         return LoraEntry(site.name, stored(down, dtypes[0]), stored(up, dtypes[1]), scale)
 
-    def _layer(self, site: LoraSite, after: LoraSite | None, written: Source) -> tuple[ResizedLayer, float]:
+    def resized(self, written: Source, pair: tuple[LoraSite, LoraSite | None]) -> tuple[ResizedLayer, float]:
         """One layer's report, and its norm in the task norm."""
+        site, after = pair
         own = _factors(self.opened, site)
         made = _factors(written, after) if after else Factors(own.down[:1], torch.zeros_like(own.up[:, :1]))
         norm, task_norm, task_error = delta_norm(own), 0.0, None
@@ -222,6 +166,91 @@ class _Run:
             task_error=task_error,
         )
         return resized, task_norm
+
+    def _balanced(self, site: LoraSite) -> Balanced:
+        """Factors of which the leading k are the best of rank k in the norm."""
+        factors = _factors(self.opened, site)
+        try:
+            plain = balance(*factors)
+            if self.norm.calibration is None or not plain.norm:
+                return plain
+            return weighted_balance(
+                factors, self.norm.layer(site.name, (site.out_features, site.in_features))
+            )
+        except NumericalError as error:
+            raise NumericalError(f"{self.opened.path}: {site.name}: {error}") from error
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One resizing: its steps, each over all layers."""
+
+    layers: _Layers
+    jobs: Jobs
+    progress: Progress
+
+    @property
+    def opened(self) -> Source:
+        return self.layers.opened
+
+    @property
+    def settings(self) -> ResizeSettings:
+        return self.layers.settings
+
+    def ranks(self) -> dict[str, int]:
+        """The rank that each layer gets."""
+        sites = self.opened.sites
+        spectra = {}
+        found = self.jobs.map(self.layers.values, sites)
+        for done, (site, values) in enumerate(zip(sites, found, strict=True), 1):
+            spectra[site.name] = values
+            self.progress("survey", done, len(sites))
+        if not any(len(values) for values in spectra.values()):
+            raise NumericalError(f"{self.opened.path}: every ΔW is zero: this adapter was never trained")
+        widths = {site.name: site.width for site in sites}
+        sizes = {site.name: site.in_features + site.out_features for site in sites}
+        dtypes = (self.settings.dtype,) if self.settings.dtype else self.opened.dtypes
+        rounding = max(torch.finfo(dtype).eps for dtype in dtypes)
+        return resized_ranks(self.settings, spectra, widths, sizes, rounding=rounding)
+
+    def entries(self, ranks: Mapping[str, int]) -> Iterator[LoraEntry]:
+        """The layers that are kept, in the dtypes to store."""
+        kept = [(site, ranks[site.name]) for site in self.opened.sites if ranks[site.name]]
+        for done, entry in enumerate(self.jobs.map(self.layers.entry, kept), 1):
+            yield entry
+            self.progress("truncate", done, len(kept))
+
+    def report(self, written: Source) -> ResizeReport:
+        """What became of the source, from what is in the output."""
+        after = {site.name: site for site in written.sites}
+        pairs = [(site, after.get(site.name)) for site in self.opened.sites]
+        measured = list(self.jobs.map(partial(self.layers.resized, written), pairs))
+        layers = tuple(layer for layer, _ in measured)
+        norms = [norm for _, norm in measured]
+        measure = self.layers.norm
+        weighted = measure.calibration is not None
+        task = [((layer.task_error or 0.0) * norm) ** 2 for layer, norm in measured] if weighted else []
+        error = total_error(
+            ((each.relative_error * each.norm) ** 2 for each in layers), (x.norm for x in layers)
+        )
+        task_error = total_error(task, norms) if weighted else None
+        return ResizeReport(
+            source=str(self.opened.path),
+            output=str(written.path),
+            format=written.style if isinstance(written, LoraFile) else "peft",
+            settings=self.settings.to_json(),
+            norm=measure.name,
+            params_before=self.opened.params,
+            params_after=written.params,
+            bytes_before=self.opened.num_bytes,
+            bytes_after=written.num_bytes,
+            dtypes=tuple(str(dtype) for dtype in written.dtypes),
+            relative_error=error,
+            task_error=task_error,
+            target_met=self._met(layers, error if task_error is None else task_error),
+            passthrough=len(written.passthrough),
+            layers=layers,
+        )
 
     def _met(self, layers: tuple[ResizedLayer, ...], error: float) -> bool:
         """Whether the aim is met by what was measured."""

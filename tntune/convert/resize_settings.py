@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tntune.convert.jobs import check_jobs
 from tntune.convert.truncation import svd_ranks
 from tntune.errors import RankError, SpecError
 
@@ -31,6 +32,7 @@ class ResizeSettings:
             layer. Else one budget, or error, is spent over all layers by their singular values. A cap on the
             rank is the same for both.
         dtype: Dtype to store; by default each factor keeps its own.
+        jobs: Processes that work on layers at a time; the result does not depend on it.
 
     Raises:
         SpecError: Where none or several are given, or one is out of range.
@@ -47,6 +49,7 @@ class ResizeSettings:
     energy: float | None = None
     uniform: bool = False
     dtype: torch.dtype | None = None
+    jobs: int = 1
 
     def __post_init__(self) -> None:
         given = [name for name in _AIMS if getattr(self, name) is not None]
@@ -60,6 +63,7 @@ class ResizeSettings:
         for name, value in (("rank", self.rank), ("max_params", self.max_params)):
             if value is not None and value < 1:
                 raise SpecError(f"{name} must be at least 1, not {value}")
+        check_jobs(self.jobs)
 
     @property
     def lost(self) -> float | None:

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from tntune.convert.encode import DEFAULT_LAYOUTS
+from tntune.convert.jobs import check_jobs
 from tntune.convert.lift import check_lift
 from tntune.convert.target import Target
 from tntune.errors import SpecError
@@ -32,10 +33,12 @@ class ConversionSettings:
         layouts: Joined patterns to choose from, layer by layer; where trains are made that way.
         activation: σ of the result; a nonlinear one by the exact lift, for trains only.
         dtype: Dtype to store; by default each layer keeps its own.
+        jobs: Processes that work on layers at a time, where layers are converted one by one: neither by
+            ``"joint"`` nor with a calibration, which refuse more than one. The result does not depend on it.
 
     Raises:
-        SpecError: For an unknown method, a layout or activation that conversion cannot make, or layouts for a
-            method that chooses none.
+        SpecError: For an unknown method, a layout or activation that conversion cannot make, layouts for a
+            method that chooses none, or less than one job.
         UnsupportedError: For an activation without exact lift.
 
     Example:
@@ -48,6 +51,7 @@ class ConversionSettings:
     layouts: tuple[str, ...] = DEFAULT_LAYOUTS
     activation: str = "identity"
     dtype: torch.dtype | None = None
+    jobs: int = 1
 
     def __post_init__(self) -> None:
         if not isinstance(self.target, Target):
@@ -66,6 +70,7 @@ class ConversionSettings:
                 f"method 'joint' needs a budget (params, max_params) or a tolerance, "
                 f"not {self.target.to_json()}"
             )
+        check_jobs(self.jobs)
         if not activation(self.activation).linear:
             check_lift(self.activation)
             if self.method != "tensorguide":
@@ -73,7 +78,16 @@ class ConversionSettings:
                     f"activation {self.activation!r} needs method 'tensorguide', not {self.method!r}"
                 )
 
+    def check_one_job(self) -> None:
+        """Raise SpecError where several processes are asked for, and all layers are converted together."""
+        if self.jobs != 1:
+            raise SpecError(
+                "jobs share out layers that are converted one by one; method 'joint', a calibration and a "
+                f"sweep convert them together, in one process, not {self.jobs}"
+            )
+
     def to_json(self) -> dict[str, object]:
-        """Plain values, for reports."""
+        """Plain values, for reports, of all that the result depends on."""
         plain = {**asdict(self), "layouts": list(self.layouts), "target": self.target.to_json()}
+        del plain["jobs"]
         return {**plain, "dtype": str(self.dtype) if self.dtype else None}

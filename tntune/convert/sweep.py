@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from tntune.convert.settings import ConversionSettings
 from tntune.convert.task import Task
 from tntune.convert.whole import write_best
 from tntune.errors import OutputError, SpecError
-from tntune.files import write_json
+from tntune.files import new_file, new_folder, write_json
 
 __all__ = ["SWEEP_NAME", "SweepPoint", "SweepReport", "sweep_lora"]
 
@@ -57,6 +57,7 @@ class SweepReport:
         norm: The norm of ``task_error`` everywhere.
         lora: The LoRA itself, as the other rows are given.
         points: One for each budget.
+        unfinished: Shares without a point, of a sweep that goes on or was interrupted.
 
     Example:
         >>> lora = CandidateReport("lora", 9, 0.0, None, None)
@@ -69,6 +70,7 @@ class SweepReport:
     norm: str
     lora: CandidateReport
     points: tuple[SweepPoint, ...]
+    unfinished: tuple[float, ...] = ()
 
     def rows(self) -> list[CandidateReport]:
         """The LoRA, and for each budget what was written, then its baselines."""
@@ -93,6 +95,7 @@ class SweepReport:
             "norm": self.norm,
             "lora": asdict(self.lora),
             "points": points,
+            "unfinished": self.unfinished,
         }
         return json.loads(json.dumps(value))  # type: ignore[no-any-return]
 
@@ -113,7 +116,8 @@ def sweep_lora(
     layers together here, where that function goes layer by layer.
 
     What does not depend on the budget is done once: loading, norms, weighted SVDs, rough fits, the LoRA's own
-    predictions. ``output/sweep.json`` holds the report.
+    predictions. ``output/sweep.json`` holds the report; it is there from the beginning and grows with every
+    budget, so that a sweep that was interrupted says what it has, and may be overwritten.
 
     Args:
         source: LoRA folder.
@@ -151,14 +155,25 @@ def sweep_lora(
     contest = Contest(Layers.load(folder, budgets[0].dtype), task, progress or silent)
     for own in settings.values():
         contest.check(own.target.budget(folder.params) or 0)
-    Path(output).mkdir(exist_ok=True)
-    points = tuple(
-        _point(contest, folder, Path(output) / f"{share:g}", own, overwrite=overwrite)
-        for share, own in settings.items()
-    )
-    report = SweepReport(str(folder.path), str(output), contest.norm.name, _lora(folder, task), points)
-    write_json(Path(output) / SWEEP_NAME, report.to_json())
+    lora, shares = _lora(folder, task), tuple(settings)
+    report = SweepReport(str(folder.path), str(output), contest.norm.name, lora, (), shares)
+    _keep(report)
+    for share, own in settings.items():
+        point = _point(contest, folder, Path(output) / f"{share:g}", own, overwrite=overwrite)
+        report = replace(report, points=(*report.points, point), unfinished=report.unfinished[1:])
+        _keep(report)
     return report
+
+
+def _keep(report: SweepReport) -> None:
+    """The report in its file; the folder, where there is none, comes into being with it."""
+    output = Path(report.output)
+    if not output.exists():
+        with new_folder(output) as draft:
+            write_json(draft / SWEEP_NAME, report.to_json())
+        return
+    with new_file(output / SWEEP_NAME, overwrite=True) as draft:
+        write_json(draft, report.to_json())
 
 
 def _by_share(budgets: Sequence[ConversionSettings]) -> dict[float, ConversionSettings]:
@@ -173,12 +188,16 @@ def _by_share(budgets: Sequence[ConversionSettings]) -> dict[float, ConversionSe
         raise SpecError(
             "a sweep converts whole adapters: its methods are auto, joint and svd, and choose no layouts here"
         )
+    for own in budgets:
+        own.check_one_job()
     return dict(sorted(found.items(), reverse=True))
 
 
 def _check_folder(source: str | os.PathLike[str], output: Path, *, overwrite: bool) -> None:
     check_output(source, output, overwrite=overwrite)
-    if output.exists() and not (output / SWEEP_NAME).is_file():
+    if output.exists() and not output.is_dir():
+        raise OutputError(f"{output}: exists and is not a folder")
+    if output.exists() and any(output.iterdir()) and not (output / SWEEP_NAME).is_file():
         raise OutputError(f"{output}: holds no {SWEEP_NAME}, so it is no sweep and is not replaced")
 
 

@@ -68,7 +68,7 @@ def verified_budget(
             break
         else:
             least = budget + 1
-            goal *= _NEAR * ratio
+            goal = _NEAR * ratio * min(goal, forecast(budget))
         if found is not None and (least >= found or _NEAR * tolerance <= error <= tolerance):
             break
     if found is None and budget < most and measured(most) <= tolerance:

@@ -16,8 +16,10 @@ from tntune.convert.settings import ConversionSettings
 from tntune.convert.task import Task
 from tntune.convert.truncation import svd_errors
 from tntune.errors import SpecError
+from tntune.maps.base import Shape
 from tntune.maps.group import Group
 from tntune.maps.site import Site
+from tntune.maps.streams import Streams
 
 __all__ = ["convert_whole", "write_best"]
 
@@ -63,6 +65,7 @@ def convert_whole(
         )
     if tuple(settings.layouts) != DEFAULT_LAYOUTS:
         raise SpecError(f"with a calibration no layouts are chosen from, but {settings.layouts} were given")
+    settings.check_one_job()
     if settings.target.tolerance is not None and task is not None and task.distillation is not None:
         raise SpecError("a distillation follows predictions, a tolerance the norm: give a budget to distil")
     contest = Contest(Layers.load(folder, settings.dtype), task, progress)
@@ -138,13 +141,13 @@ def _layer(site: LoraSite, group: Group | None, layers: Layers, best: Weighed) -
     if known:
         plain = svd_errors({site.name: known.values}, {site.name: layers.size(site.name)}, after)[site.name]
     joint = group is not None and group.map.sites > 1
-    width = group.map.width if group else 0
+    layout, ranks, width = _form(group, site.name) if group else ("", (), 0)
     return LayerReport(
         name=site.name,
         shape=(site.out_features, site.in_features),
         method="joint" if joint else "svd" if group else "dropped",
-        layout=getattr(getattr(group.map, "layout", None), "pattern", "") if group else "",
-        ranks=getattr(group.map, "ranks", (width,)) if group else (),
+        layout=layout,
+        ranks=ranks,
         width=width,
         params_before=site.params,
         params_after=after,
@@ -153,6 +156,15 @@ def _layer(site: LoraSite, group: Group | None, layers: Layers, best: Weighed) -
         svd_relative_error=total_error([plain], [norm]),
         task_error=best.task_errors.get(site.name),
     )
+
+
+def _form(group: Group, module: str) -> tuple[str, Shape, int]:
+    """Layout, ranks and width of a module; of streams the ranks of those that it reads and writes."""
+    map, site = group.map, group.modules.index(module)
+    width = map.site_sizes(site)[2]
+    if isinstance(map, Streams):
+        return map.kind, (map.ranks[map.inputs[site]], map.ranks[map.outputs[site]]), width
+    return getattr(getattr(map, "layout", None), "pattern", ""), getattr(map, "ranks", (width,)), width
 
 
 def _part(group: Group, module: str) -> int:
@@ -204,5 +216,7 @@ def _write(
 
 
 def _group_name(index: int, group: Group) -> str:
-    """Such as ``0_384x1536``: in by out."""
+    """Such as ``0_384x1536``: in by out; or ``0_streams`` of layers of many shapes."""
+    if not group.map.is_even:
+        return f"{index}_{group.map.kind}"
     return f"{index}_{group.map.in_features}x{group.map.out_features}"

@@ -11,6 +11,7 @@ from tntune.maps.delta import DeltaMap
 from tntune.maps.delta_train import DeltaTrain
 from tntune.maps.fact import FacT
 from tntune.maps.fit_groups import FittedGroup, fit_groups
+from tntune.maps.gated import Gated
 from tntune.maps.grid import Grid, grids
 from tntune.maps.group import Group
 from tntune.maps.joint import JointMap
@@ -24,9 +25,12 @@ from tntune.maps.lotr import LoTR
 from tntune.maps.member import Member
 from tntune.maps.metatt import MetaTT
 from tntune.maps.network import Network, Node
+from tntune.maps.norm_bounded import NormBounded
 from tntune.maps.recipe import JOINT_METHODS, METHODS, Recipe
+from tntune.maps.single import single_site
 from tntune.maps.site import GENERATOR_KEY, Site
 from tntune.maps.stack import Stack
+from tntune.maps.streams import Streams
 from tntune.maps.tenslora import CONSTRUCTIONS, TensLoRA, construction_modes
 from tntune.maps.tensorguide import TensorGuide
 from tntune.maps.tt_lora import TTLoRA
@@ -48,6 +52,7 @@ __all__ = [
     "FacT",
     "Factors",
     "FittedGroup",
+    "Gated",
     "Geometry",
     "Grid",
     "Group",
@@ -64,9 +69,11 @@ __all__ = [
     "MetaTT",
     "Network",
     "Node",
+    "NormBounded",
     "Recipe",
     "Site",
     "Stack",
+    "Streams",
     "TTLoRA",
     "TensLoRA",
     "TensorGuide",
@@ -84,4 +91,5 @@ __all__ = [
     "isoparameter_ranks",
     "isorank_ranks",
     "nearest_rank",
+    "single_site",
 ]

@@ -11,7 +11,7 @@ from torch import Tensor
 from tntune.contract.plan import Plan
 from tntune.errors import ModeError, SpecError
 
-__all__ = ["Factors", "Shape", "Shapes", "Tensors", "WeightMap", "positive", "positives"]
+__all__ = ["Factors", "Shape", "Shapes", "Tensors", "WeightMap", "finite", "positive", "positives"]
 
 Shape = tuple[int, ...]
 Shapes = dict[str, Shape]
@@ -44,9 +44,9 @@ class WeightMap(ABC):
 
     Attributes:
         kind: The name of the class in JSON.
-        in_features: Input size D of the adapted layers.
-        out_features: Output size Q of the adapted layers.
-        width: Inner size M of the adapter (the rank r of a LoRA).
+        in_features: Input size D of the adapted layers; the largest, where they differ.
+        out_features: Output size Q of the adapted layers, likewise.
+        width: Inner size M of the adapter (the rank r of a LoRA), likewise.
     """
 
     kind: ClassVar[str]
@@ -56,8 +56,17 @@ class WeightMap(ABC):
 
     @property
     def sites(self) -> int:
-        """How many layers of one shape a set of params serves."""
+        """How many layers a set of params serves."""
         return 1
+
+    @property
+    def is_even(self) -> bool:
+        """Whether all sites have the same sizes."""
+        return True
+
+    def site_sizes(self, site: int) -> tuple[int, int, int]:
+        """``(in_features, out_features, width)`` of one site: the map's own, where all sites are even."""
+        return self.in_features, self.out_features, self.width
 
     @property
     def factor_width(self) -> int:
@@ -86,8 +95,13 @@ class WeightMap(ABC):
 
     @property
     def plans(self) -> tuple[Plan, ...]:
-        """The contractions of one call of :meth:`factors`; none where the params are the factors."""
+        """The contractions of one call of :meth:`factors`."""
         return ()
+
+    @property
+    def is_generated(self) -> bool:
+        """Whether factors are computed, and so worth keeping; not where the params are the factors."""
+        return bool(self.plans)
 
     @abstractmethod
     def init(
@@ -100,7 +114,7 @@ class WeightMap(ABC):
         """The factors of all sites: down ``(sites, factor_width, in)``, up ``(sites, out, factor_width)``."""
 
     def site_factors(self, params: Tensors, fixed: Tensors, site: int) -> Factors:
-        """Down and up of one site, with a leading axis of size 1: ``factors(...)`` at ``site``."""
+        """Down and up of one site, with a leading axis of size 1: ``factors(...)`` at ``site``, unpadded."""
         down, up = self.factors(params, fixed)
         return Factors(down[site : site + 1], up[site : site + 1])
 
@@ -146,3 +160,13 @@ def positives(name: str, values: object) -> Shape:
     if not isinstance(values, list | tuple) or not values:
         raise SpecError(f"{name} must be a non-empty list of positive integers, not {values!r}")
     return tuple(positive(f"{name}[{i}]", value) for i, value in enumerate(values))
+
+
+def finite(name: str, value: object) -> float:
+    """``value`` as a float; :class:`SpecError` with the name where it is no finite number."""
+    try:
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            return float(value)
+    except OverflowError:
+        pass
+    raise SpecError(f"{name} must be a finite number, not {value!r:.80}")

@@ -15,7 +15,7 @@ from tntune.maps.layout import Joined, Selection
 from tntune.maps.pattern import digits
 from tntune.maps.tensorguide import TensorGuide, sliced
 
-__all__ = ["Chains", "Halves", "halves"]
+__all__ = ["Chains", "Halves", "generated_entries", "halves"]
 
 _NARROW = 16
 _Cut: TypeAlias = tuple[int, bool]
@@ -121,6 +121,20 @@ def halves(map: WeightMap) -> Halves | None:
     return Halves(map, bond, parts)
 
 
+def generated_entries(map: WeightMap) -> int:
+    """Entries that a layer of this map generates, of products or of whole factors.
+
+    Example:
+        >>> from tntune.maps.lora import LoRA
+        >>> generated_entries(LoRA(5, 3, 2))
+        16
+    """
+    products = halves(map)
+    if products is None or not products.pays:
+        return map.factor_width * (map.in_features + map.out_features)
+    return sum(math.prod(half.shape) for _, *both in products.parts for half in both)
+
+
 def _sides(
     part: tuple[Selection, _Half, _Half], cores: list[Tensor], z: Sequence[Tensor]
 ) -> list[tuple[Tensor, Tensor]]:
@@ -128,7 +142,7 @@ def _sides(
     selection, features, widths = part
     views = sliced(cores, selection)
     made = features(views, z), widths(views, z)
-    count = max(map(len, made))
+    count = max([len(own) for own in made])  # torch 2.6 traces no max of a map
     first, second = (half.expand(count, -1, -1).unbind() for half in made)
     return list(zip(first, second, strict=True))
 

@@ -7,6 +7,7 @@ from tntune.errors import SpecError
 from tntune.maps.base import WeightMap
 from tntune.maps.delta_train import DeltaTrain
 from tntune.maps.fact import FacT
+from tntune.maps.gated import Gated
 from tntune.maps.joint import JointMap
 from tntune.maps.latent import Latent
 from tntune.maps.latent_train import LatentTrain
@@ -16,7 +17,9 @@ from tntune.maps.loretta import LoRETTA
 from tntune.maps.lorta import LoRTA
 from tntune.maps.lotr import LoTR
 from tntune.maps.metatt import MetaTT
+from tntune.maps.norm_bounded import NormBounded
 from tntune.maps.stack import Stack
+from tntune.maps.streams import Streams
 from tntune.maps.tenslora import TensLoRA
 from tntune.maps.tensorguide import TensorGuide
 from tntune.maps.tt_lora import TTLoRA
@@ -34,6 +37,9 @@ MAPS: tuple[type[WeightMap], ...] = (
     MetaTT,
     LoRETTA,
     DeltaTrain,
+    Streams,
+    Gated,
+    NormBounded,
 )
 _KINDS: dict[str, type[Any]] = {
     **{cls.kind: cls for cls in MAPS},

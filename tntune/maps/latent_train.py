@@ -155,10 +155,9 @@ class LatentTrain:
             shapes.append(self.latent.modes)
         return operands, shapes
 
-    def generate(self, run: Plan, cores: Sequence[Tensor], fixed: Tensors, prefix: str) -> Tensor:
-        """The contraction ``run`` of these cores and the stored z, in the cores' dtype and device."""
-        latent = [fixed[f"{prefix}latent"].to(cores[0])] if self.latent.stored else []
-        return run(*cores, *latent)
+    def fed(self, cores: Sequence[Tensor], fixed: Tensors, prefix: str) -> list[Tensor]:
+        """What a :meth:`contraction` takes: these cores, and the stored z in their dtype and device."""
+        return [*cores, *([fixed[f"{prefix}latent"].to(cores[0])] if self.latent.stored else [])]
 
     def init_cores(
         self, start: str, variance: float, generator: torch.Generator | None, dtype: torch.dtype

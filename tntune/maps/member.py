@@ -46,12 +46,13 @@ class Member(WeightMap):
     def __post_init__(self) -> None:
         if not 0 <= self.index < self.whole.sites:
             raise ModeError(f"site {self.index} is outside the {self.whole.sites} sites of the map")
-        for name in ("in_features", "out_features", "width"):
-            object.__setattr__(self, name, getattr(self.whole, name))
+        sizes = self.whole.site_sizes(self.index)
+        for name, size in zip(("in_features", "out_features", "width"), sizes, strict=True):
+            object.__setattr__(self, name, size)
 
     @property
     def factor_width(self) -> int:
-        return self.whole.factor_width
+        return self.width if self.whole.factor_width == self.whole.width else self.whole.factor_width
 
     @property
     def param_shapes(self) -> Shapes:

@@ -1,13 +1,12 @@
 """Site: all that is known of one adapted layer without its tensors, as a checkpoint stores it."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from tntune.errors import SpecError, TntuneError
 from tntune.maps.activation import activation
-from tntune.maps.base import Factors, Shapes, Tensors, WeightMap
+from tntune.maps.base import Factors, Shapes, Tensors, WeightMap, finite
 from tntune.maps.codec import decode_map, encode
 
 __all__ = [
@@ -18,7 +17,6 @@ __all__ = [
     "PEFT_TYPE",
     "Site",
     "check_version",
-    "finite",
     "site_config",
     "site_key",
     "sites_from_config",
@@ -102,16 +100,6 @@ class Site:
         if not isinstance(obj, dict) or set(obj) != {"map", "scale", "activation"}:
             raise SpecError(f"a site has the keys map, scale, activation, not {obj!r:.120}")
         return cls(decode_map(obj["map"], sites=sites), obj["scale"], obj["activation"])
-
-
-def finite(name: str, value: object) -> float:
-    """``value`` as a float; :class:`SpecError` with the name where it is no finite number."""
-    try:
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-            return float(value)
-    except OverflowError:
-        pass
-    raise SpecError(f"{name} must be a finite number, not {value!r:.80}")
 
 
 def site_key(module: str, name: str) -> str:

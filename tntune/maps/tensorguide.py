@@ -209,10 +209,15 @@ class TensorGuide(WeightMap):
     def _generate(self, plans: Contractions, cores: list[Tensor], fixed: Tensors) -> tuple[Tensor, ...]:
         """The tensors of these contractions; for the mean over z with its open legs as one in front."""
         lead = (self.latent.size,) if self.latent.mode == "mean" else ()
-        return tuple(
-            self.train.generate(run, sliced(cores, selection), fixed, "tt_").reshape(lead + selection.shape)
-            for selection, run in plans
-        )
+        parts: list[Tensor] = []
+        for selection, run in plans:
+            operands = self.train.fed(sliced(cores, selection), fixed, "tt_")
+            if selection.cut is not None and not lead:
+                parts += run.cut(selection.cut, *operands)
+                continue
+            made = run(*operands).reshape(lead + selection.shape)
+            parts += [made] if selection.cut is None else made.tensor_split((selection.cut,), dim=-1)
+        return tuple(parts)
 
 
 def sliced(cores: list[Tensor], selection: Selection) -> list[Tensor]:

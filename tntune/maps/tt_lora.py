@@ -133,4 +133,4 @@ def _plan(train: LatentTrain) -> Plan:
 
 def _generate(train: LatentTrain, run: Plan, prefix: str, params: Tensors, fixed: Tensors) -> Tensor:
     cores, own = gather([params[name] for name in train.names(prefix)])
-    return train.generate(run, cores, fixed, prefix).to(own)
+    return run(*train.fed(cores, fixed, prefix)).to(own)

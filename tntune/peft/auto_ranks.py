@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
-from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tntune.adapters.generator import FactorGenerator
@@ -12,7 +11,9 @@ from tntune.errors import SpecError, TargetError, UnsupportedError
 from tntune.maps.codec import encode
 from tntune.peft.config import SharedTensorGuideConfig, TensorGuideConfig
 from tntune.peft.layer import TensorGuideLayer
-from tntune.plugins.auto_ranks import AutoRanks
+from tntune.peft.linear import linear_sizes
+from tntune.peft.plan import Sizes, auto_budget
+from tntune.plugins.auto_ranks import AutoRanks, pruning_steps
 from tntune.plugins.branch import Branch
 from tntune.plugins.prune_bonds import RankReport
 
@@ -25,19 +26,21 @@ class AutoRanksCallback(TrainerCallback):
     Configurations note the new maps, so that adapters are saved and loaded as ever.
 
     Args:
-        budget: Parameters of all active TensorGuide adapters at the end.
-        at: Steps of the optimiser, counted from 1, after which ranks shrink.
+        budget: Parameters of all active TensorGuide adapters at the end; by default what their
+            configurations say by ``ranks="auto"`` and ``params``.
+        at: Steps of the optimiser, counted from 1, after which ranks shrink; by default at 10, 20 and 30 %
+            of the training.
 
     Attributes:
         reports: What came of each pruning so far.
 
     Example:
-        >>> AutoRanksCallback(budget=5000, at=(200,)).reports
-        []
+        >>> AutoRanksCallback().reports, AutoRanksCallback(budget=5000, at=(200,)).at
+        ([], (200,))
     """
 
-    def __init__(self, *, budget: int, at: Sequence[int]) -> None:
-        self.budget, self.at = budget, tuple(at)
+    def __init__(self, *, budget: int | None = None, at: Sequence[int] | None = None) -> None:
+        self.budget, self.at = budget, None if at is None else tuple(at)
         self.reports: list[RankReport] = []
         self._auto: AutoRanks | None = None
 
@@ -49,7 +52,7 @@ class AutoRanksCallback(TrainerCallback):
         Raises:
             TargetError: Where no TensorGuide adapter is active.
             UnsupportedError: With several processes, whose wrappers hold parameters of a fixed shape.
-            SpecError: Where training is resumed behind the first of the steps.
+            SpecError: Where training is resumed behind the first of the steps, or no budget is known.
         """
         if args.world_size > 1:
             raise UnsupportedError(
@@ -57,8 +60,11 @@ class AutoRanksCallback(TrainerCallback):
             )
         if state.global_step:
             raise SpecError(f"training resumes at step {state.global_step}; ranks are found in one run")
-        optimizer: Optimizer = kwargs["optimizer"]
-        self._auto = AutoRanks(tuner_branches(kwargs["model"]), optimizer, budget=self.budget, at=self.at)
+        model, optimizer = kwargs["model"], kwargs["optimizer"]
+        found = tuner_branches(model)
+        budget = _asked(model) if self.budget is None else self.budget
+        at = pruning_steps(state.max_steps) if self.at is None else self.at
+        self._auto = AutoRanks(found, optimizer, budget=budget, at=at)
         self.reports = self._auto.reports
 
     def on_step_end(
@@ -67,6 +73,19 @@ class AutoRanksCallback(TrainerCallback):
         """Count the step; where ranks shrank after it, note the new maps."""
         if self._auto is not None and self._auto.step() is not None:
             note_maps(kwargs["model"])
+
+
+def _asked(model: nn.Module) -> int:
+    """The budget that the configurations of all active adapters say."""
+    targets: dict[str, dict[str, Sizes]] = {}
+    for name, layer in model.named_modules():
+        if isinstance(layer, TensorGuideLayer):
+            sizes = linear_sizes(layer.get_base_layer())
+            for adapter in layer.active_adapters:
+                if adapter in layer.tensorguide_site:
+                    targets.setdefault(adapter, {})[name.removeprefix("base_model.model.")] = sizes
+    configs: dict[str, TensorGuideConfig] = model.peft_config  # type: ignore[assignment]
+    return sum(auto_budget(configs[adapter], own) for adapter, own in targets.items())
 
 
 def tuner_branches(model: nn.Module) -> list[Branch]:

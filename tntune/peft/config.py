@@ -6,14 +6,16 @@ from typing import Any, ClassVar
 
 from peft import PeftConfig
 
+from tntune.adapters.spec import AUTO
 from tntune.errors import SpecError, UnknownFieldError
 from tntune.maps.activation import activation
-from tntune.maps.base import positive, positives
+from tntune.maps.base import finite, positive
 from tntune.maps.build import LAYER_METHODS
 from tntune.maps.build_joint import STACK_METHODS
 from tntune.maps.group import SHARED_PEFT_TYPE, group_config, groups_from_config
 from tntune.maps.recipe import Recipe
-from tntune.maps.site import FORMAT_VERSION, check_version, finite, site_config, sites_from_config
+from tntune.maps.site import FORMAT_VERSION, check_version, site_config, sites_from_config
+from tntune.peft.ranks import check_auto, check_ranks
 from tntune.peft.registration import TensorGuidePeftType
 
 __all__ = ["FROM_LORA", "SharedTensorGuideConfig", "TensorGuideConfig"]
@@ -51,9 +53,11 @@ class TensorGuideConfig(PeftConfig):
     Attributes:
         r: The width M of every adapter; what a LoRA calls its rank.
         ranks: TT-ranks: one bound for all bonds, lowered to what the modes allow, or one rank for each inner
-            bond. By default 8.
+            bond. By default 8. ``"auto"``: found in training, within ``params``; see below.
         params: In place of ``ranks``, a budget: the share of the parameters that a LoRA of width ``r`` has;
-            the largest bound of the ranks that keeps it is taken.
+            the largest bound of the ranks that keeps it is taken. With ``ranks="auto"`` it holds at the end:
+            maps start at ranks of four times as many (a LoRA at width ``r``, with a budget below 1), and
+            :class:`tntune.peft.AutoRanksCallback` shrinks them as the Trainer goes on.
         alpha: The scale is ``alpha / r``; None means ``alpha = r``.
         target_modules: Names, a regular expression, or ``"all-linear"``; by default what PEFT's LoRA takes.
         exclude_modules: Names, or a regular expression, that are left alone.
@@ -92,7 +96,7 @@ class TensorGuideConfig(PeftConfig):
     _methods: ClassVar[tuple[str, ...]] = LAYER_METHODS
 
     r: int = 8
-    ranks: int | list[int] | None = None
+    ranks: int | list[int] | str | None = None
     params: float | None = None
     alpha: float | None = None
     target_modules: Collection[str] | str | None = None
@@ -173,7 +177,10 @@ class TensorGuideConfig(PeftConfig):
 
     def _check_values(self) -> None:
         positive("r", self.r)
-        _check_ranks(self.ranks, self.params, self.method)
+        if self.ranks == AUTO:
+            check_auto(self.params, self.method, self.layout, self.init_weights)
+        else:
+            check_ranks(self.ranks, self.params, self.method)
         for alpha in (self.r if self.alpha is None else self.alpha, *self.alpha_pattern.values()):
             if finite("alpha", alpha) == 0:
                 raise SpecError("alpha is 0, so that no adapter would do anything; give another number")
@@ -274,16 +281,3 @@ class SharedTensorGuideConfig(TensorGuideConfig):
             raise SpecError(f"a {SHARED_PEFT_TYPE} adapter has groups, and no sites of its own")
         if self.groups is not None:
             groups_from_config({**group_config({}), "groups": self.groups})
-
-
-def _check_ranks(ranks: object, params: object, method: str) -> None:
-    if method == "lora" and not (ranks is None and params is None):
-        raise SpecError(f"method 'lora' has no TT-ranks, but ranks={ranks}, params={params}")
-    if ranks is not None and params is not None:
-        raise SpecError(f"ranks={ranks} and params={params} both set the size; give one")
-    if isinstance(ranks, list | tuple):
-        positives("ranks", ranks)
-    elif ranks is not None:
-        positive("ranks", ranks)
-    if params is not None and finite("params", params) <= 0:
-        raise SpecError(f"params must be a positive share of a LoRA's parameters, not {params}")

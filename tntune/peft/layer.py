@@ -91,6 +91,16 @@ class TensorGuideLayer(BaseTunerLayer):
         found: FactorGenerator = held[group] if group else held
         return found
 
+    def active_generators(self) -> tuple[FactorGenerator, ...]:
+        """The generators that a forward calls now: none while adapters are merged or disabled.
+
+        None either that FSDP1 has wrapped: it gathers params in the call of its wrapper, which a pass is not.
+        """
+        if self.merged or self.disable_adapters:
+            return ()
+        own = (self.generator(name) for name in self.active_adapters if name in self.tensorguide_site)
+        return tuple(each for each in own if isinstance(each, FactorGenerator))
+
     def chains(self, adapter: str) -> Chains:
         """The matrices of one adapter, as this call applies them.
 

@@ -8,26 +8,25 @@ from typing import Any
 
 from accelerate import init_empty_weights
 from peft import LoraConfig, PeftConfig, get_peft_model_state_dict
-from peft.tuners.tuners_utils import (
-    BaseTuner,
-    BaseTunerLayer,
-    _ExcludedModule,
-    _maybe_include_all_linear_layers,
-)
+from peft.tuners.tuners_utils import BaseTuner, _maybe_include_all_linear_layers
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, get_quantization_kwargs
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from tntune.adapters.forward_pass import ForwardPass, drop_passes
 from tntune.adapters.generator import FactorGenerator
+from tntune.adapters.storage import check_whole
 from tntune.checkpoint.lora_writer import LoraEntry, lora_contents, write_lora
 from tntune.errors import TargetError
+from tntune.maps.base import Shape
 from tntune.maps.group import SHARED_KEY
 from tntune.maps.site import GENERATOR_KEY
 from tntune.peft.config import TensorGuideConfig
 from tntune.peft.layer import TensorGuideLayer
 from tntune.peft.linear import Linear, linear_sizes
-from tntune.peft.plan import Sizes, note_heads, plan_groups, plan_site
+from tntune.peft.plan import note_heads, plan_groups, plan_site
 from tntune.peft.start import start_of_group, start_tensors
+from tntune.peft.target import check_alone, check_target, chosen_targets, is_bypassed
 
 __all__ = ["SharedTensorGuideModel", "TensorGuideModel"]
 
@@ -58,6 +57,18 @@ class TensorGuideModel(BaseTuner):
     target_module_mapping = _DEFAULT_TARGETS
     uses_shared_state = False
 
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """As PEFT does; from then on a call of the model generates in one go what it can."""
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        drop_passes(model)
+        ForwardPass(model, [module for module in model.modules() if isinstance(module, TensorGuideLayer)])
+
+    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:  # type: ignore[override]
+        """As PEFT does; the base model that it gives back has no hooks of ours."""
+        base: Any = super()._unload_and_optionally_merge(*args, **kwargs)
+        drop_passes(base)
+        return base  # type: ignore[no-any-return]
+
     def _prepare_model(self, peft_config: TensorGuideConfig, model: nn.Module) -> None:  # type: ignore[override]
         """Expand ``all-linear`` to what can be adapted, and forget sites of an earlier model."""
         peft_config.describe({})
@@ -65,7 +76,7 @@ class TensorGuideModel(BaseTuner):
             return
         _maybe_include_all_linear_layers(peft_config, model)
         found = set(peft_config.target_modules or ())
-        dead = sorted(name for name in found if _is_bypassed(model, name))
+        dead = sorted(name for name in found if is_bypassed(model, name))
         if dead:
             warnings.warn(f"not adapted, for nn.MultiheadAttention never calls them: {dead}", stacklevel=2)
             peft_config.target_modules = found - set(dead)
@@ -80,7 +91,8 @@ class TensorGuideModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        _check_target(peft_config, current_key, target, parent)
+        check_target(peft_config, current_key, target, parent)
+        check_alone(self.model, current_key, target)
         if isinstance(target, TensorGuideLayer):
             self._adapt(target, peft_config, adapter_name, current_key)
             return
@@ -123,7 +135,11 @@ class TensorGuideModel(BaseTuner):
         unwanted_adapter_names: list[str],
     ) -> dict[str, Tensor]:
         """Ours by key: PEFT compares keys with paths of modules, and below a unit of FSDP1 they differ."""
-        return {key: tensor for key, tensor in state_dict.items() if _is_generated(key)}
+        own = {key: tensor for key, tensor in state_dict.items() if _is_generated(key)}
+        shapes = _shapes(model)
+        for key, tensor in own.items():
+            check_whole(key, tensor, shapes.get(key))
+        return own
 
     def _check_merge_allowed(self) -> None:
         """Refuse before the first layer is changed."""
@@ -172,7 +188,9 @@ class SharedTensorGuideModel(TensorGuideModel):
     """A model in which every target is a slice of one map: layer and projection are modes of its tensor.
 
     The maps belong to the tuner (``tensorguide_shared``), so that they are stored, trained and counted
-    once; each layer generates its own slice. Made by ``get_peft_model(model, SharedTensorGuideConfig(...))``.
+    once. A call of the model generates all slices in one go; a layer that is called without the model around
+    it generates its own, and so does one that a checkpoint recomputes where the pass kept nothing. Made by
+    ``get_peft_model(model, SharedTensorGuideConfig(...))``.
 
     With several processes, reentrant activation checkpointing would give wrong gradients (a core is marked
     as ready at the first layer's backward); it is found at the first step and refused. Ask for
@@ -211,7 +229,7 @@ class SharedTensorGuideModel(TensorGuideModel):
         """Make the trains of all targets before any layer is made."""
         super()._prepare_model(peft_config, model)
         note_heads(peft_config, model)
-        groups = plan_groups(peft_config, _targets(self, peft_config, model))
+        groups = plan_groups(peft_config, chosen_targets(self, peft_config, model))
         peft_config.describe({name: group.to_json() for name, group in groups.items()})
         with init_empty_weights() if self._empty else nullcontext():
             trains = {
@@ -246,36 +264,14 @@ class SharedTensorGuideModel(TensorGuideModel):
         return str(super()._remove_adapter_name_from_key(key, adapter_name))
 
 
-def _targets(tuner: BaseTuner, config: TensorGuideConfig, model: nn.Module) -> dict[str, Sizes]:
-    """Sizes of all modules that PEFT is going to adapt, by path, in its order."""
-    wrapped = tuple(f"{name}." for name, m in model.named_modules() if isinstance(m, BaseTunerLayer))
-    found = {}
-    for name, module in model.named_modules():
-        if not name or name.startswith(wrapped):
-            continue
-        chosen = tuner._check_target_module_exists(config, name)
-        if chosen and not isinstance(chosen, _ExcludedModule):
-            found[name] = linear_sizes(module, name)
-    return found
-
-
-def _check_target(config: TensorGuideConfig, name: str, target: nn.Module, parent: nn.Module) -> None:
-    """Raise where the target cannot be adapted; warn where ``fan_in_fan_out`` is not what it is."""
-    linear_sizes(target, name)
-    if isinstance(parent, nn.MultiheadAttention):
-        raise TargetError(f"{name}: nn.MultiheadAttention never calls it, an adapter there would do nothing")
-    base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
-    transposed = isinstance(base, Conv1D)
-    if config.fan_in_fan_out not in (None, transposed):
-        warnings.warn(
-            f"{name} is a {type(base).__name__}; fan_in_fan_out={config.fan_in_fan_out} is not used for it",
-            stacklevel=2,
-        )
-
-
-def _is_bypassed(model: nn.Module, name: str) -> bool:
-    """Whether a module's forward is never called by its parent."""
-    return isinstance(model.get_submodule(name.rpartition(".")[0]), nn.MultiheadAttention)
+def _shapes(model: nn.Module) -> dict[str, Shape]:
+    """The whole shapes of all generators' tensors, by the keys of an unwrapped model's state."""
+    return {
+        f"{path}.{flat}".replace("_fsdp_wrapped_module.", ""): shape
+        for path, module in model.named_modules()
+        if isinstance(module, FactorGenerator)
+        for flat, shape in module.map.tensor_shapes.items()
+    }
 
 
 def _entry(name: str, layer: TensorGuideLayer, adapter: str) -> LoraEntry:

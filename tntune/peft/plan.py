@@ -7,7 +7,7 @@ from zlib import crc32
 from peft.utils.other import get_pattern_key
 from torch import nn
 
-from tntune.adapters.spec import head_dim
+from tntune.adapters.spec import AUTO, HEADROOM, head_dim
 from tntune.errors import ModeError, SpecError
 from tntune.maps.base import WeightMap, positives
 from tntune.maps.budget import largest_rank
@@ -23,13 +23,14 @@ from tntune.maps.build_joint import HEAD_METHODS
 from tntune.maps.grid import place
 from tntune.maps.group import Group
 from tntune.maps.layout import Geometry, Joined
+from tntune.maps.member import Member
 from tntune.maps.pattern import parse_pattern
 from tntune.maps.recipe import Recipe, numbered
 from tntune.maps.site import Site
 from tntune.maps.tensorguide import TensorGuide
 from tntune.peft.config import FROM_LORA, SharedTensorGuideConfig, TensorGuideConfig
 
-__all__ = ["Sizes", "check_sizes", "note_heads", "plan_groups", "plan_site"]
+__all__ = ["Sizes", "auto_budget", "check_sizes", "note_heads", "plan_groups", "plan_site"]
 
 Sizes = tuple[int, int]
 """``(in_features, out_features)`` of a target."""
@@ -94,6 +95,22 @@ def plan_groups(config: TensorGuideConfig, targets: Mapping[str, Sizes]) -> dict
     return found
 
 
+def auto_budget(config: TensorGuideConfig, targets: Mapping[str, Sizes]) -> int:
+    """Parameters that automatic ranks may have at the end of training, over all these targets.
+
+    Raises:
+        SpecError: For a configuration without ``ranks="auto"``.
+
+    Example:
+        >>> auto_budget(TensorGuideConfig(r=4, ranks="auto", params=0.5), {"fc": (12, 8)})
+        40
+    """
+    if config.ranks != AUTO or config.params is None:
+        raise SpecError(f"give a budget: the configuration has ranks={config.ranks!r}, not {AUTO!r}")
+    whole = sum(_width(config, module) * sum(sizes) for module, sizes in targets.items())
+    return int(config.params * whole)
+
+
 def note_heads(config: TensorGuideConfig, model: nn.Module) -> None:
     """Set the size of a head, where the method needs it and was not told, as the model's configuration says.
 
@@ -120,8 +137,8 @@ def check_sizes(module: str, sizes: Sizes, map: WeightMap) -> None:
 def _fitted(config: TensorGuideConfig, geometry: Geometry, module: str) -> WeightMap:
     """The map of one target, at the given ranks or at the largest that the budget allows."""
     seed = config.seed + crc32(module.encode())  # no two targets share z, whatever else is a target
-    if config.params is None:
-        return _single(config, geometry, config.ranks, seed)
+    if config.params is None or config.method == "lora":
+        return _single(config, geometry, None if isinstance(config.ranks, str) else config.ranks, seed)
     budget = _budget(config, geometry)
     return _largest(budget, module, lambda rank: _single(config, geometry, rank, seed))
 
@@ -186,15 +203,19 @@ def _stacks(config: TensorGuideConfig, geometry: Geometry, modules: Sequence[str
 
 def _described_groups(groups: dict[str, Group], targets: Mapping[str, Sizes]) -> dict[str, Group]:
     """These groups, once they are known to have exactly the model's targets."""
-    known = {module: group for group in groups.values() for module in group.modules}
+    known = {
+        module: Member(group.map, index)
+        for group in groups.values()
+        for index, module in enumerate(group.modules)
+    }
     missing, unknown = sorted(known.keys() - targets.keys()), sorted(targets.keys() - known.keys())
     if missing or unknown:
         raise SpecError(
             f"the shared trains have {len(known)} targets, the model {len(targets)}: {missing[:3]} are not "
             f"in the model, {unknown[:3]} have no place in a train"
         )
-    for module, group in known.items():
-        check_sizes(module, targets[module], group.map)
+    for module, map in known.items():
+        check_sizes(module, targets[module], map)
     return groups
 
 
@@ -217,8 +238,10 @@ def _largest(budget: int, what: str, make: Callable[[int], Map]) -> Map:
 
 
 def _budget(config: TensorGuideConfig, geometry: Geometry, targets: int = 1) -> int:
+    """Parameters at the start."""
     assert config.params is not None
-    return int(config.params * targets * geometry.width * (geometry.in_features + geometry.out_features))
+    share = config.params * (HEADROOM if config.ranks == AUTO else 1)
+    return int(share * targets * geometry.width * (geometry.in_features + geometry.out_features))
 
 
 def _group_name(sizes: Sizes, width: int, config: TensorGuideConfig) -> str:

@@ -3,14 +3,18 @@
 import math
 from collections.abc import Sequence
 
+from torch import nn
 from torch.optim import Optimizer
 
+from tntune.adapters.spec import AdapterSpec
 from tntune.errors import RankError, SpecError
 from tntune.maps.base import positive, positives
-from tntune.plugins.branch import Branch
+from tntune.plugins.branch import Branch, branches, chains
 from tntune.plugins.prune_bonds import RankReport, prune_bonds
 
-__all__ = ["AutoRanks"]
+__all__ = ["AutoRanks", "auto_ranks", "pruning_steps"]
+
+_SHARES = (0.1, 0.2, 0.3)  # of training, after which ranks shrink
 
 
 class AutoRanks:
@@ -83,3 +87,59 @@ class AutoRanks:
             return None
         self.reports.append(prune_bonds(self._branches, budget, optimizer=self._optimizer))
         return self.reports[-1]
+
+
+def auto_ranks(model: nn.Module, spec: AdapterSpec, optimizer: Optimizer, *, steps: int) -> AutoRanks:
+    """What ends within ``spec.params``, for a model adapted with ``AdapterSpec(ranks="auto", params=..)``.
+
+    Call :meth:`AutoRanks.step` after every step of the optimiser. Ranks shrink after 10, 20 and 30 % of the
+    steps (:func:`pruning_steps`); what is left of training goes on at the ranks that were found.
+
+    Args:
+        model: The adapted model.
+        spec: What it was adapted with.
+        optimizer: What trains it.
+        steps: Of the whole training.
+
+    Raises:
+        SpecError: For a specification without ``ranks="auto"``, or too few steps.
+        RankError: Where the budget is not below what there is to start from.
+        UnsupportedError: For a map without bonds whose ranks can change.
+        TargetError: Where the model has no adapted layers.
+
+    Example:
+        >>> import torch
+        >>> from tntune.adapters.adapt import adapt
+        >>> spec = AdapterSpec(ranks="auto", params=60, width=4)
+        >>> model = adapt(torch.nn.Sequential(torch.nn.Linear(12, 8), torch.nn.Linear(8, 12)), spec)
+        >>> optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+        >>> auto = auto_ranks(model, spec, optimizer, steps=10)
+        >>> for _ in range(10):
+        ...     optimizer.zero_grad()
+        ...     model(torch.eye(12)).square().sum().backward()
+        ...     optimizer.step()
+        ...     report = auto.step()
+        >>> len(auto.reports), auto.reports[-1].params <= 60
+        (3, True)
+    """
+    if spec.ranks is None or spec.params is None:
+        raise SpecError("the specification has no automatic ranks; say ranks='auto' and params=..")
+    found = branches(model)
+    for branch in found:
+        chains(branch)
+    return AutoRanks(found, optimizer, budget=spec.params, at=pruning_steps(steps))
+
+
+def pruning_steps(steps: int) -> tuple[int, ...]:
+    """The steps of a training after which ranks shrink: at 10, 20 and 30 % of it.
+
+    Raises:
+        SpecError: For fewer than 4 steps, of which none would be left to train the ranks that were found.
+
+    Example:
+        >>> pruning_steps(1000), pruning_steps(4)
+        ((100, 200, 300), (1,))
+    """
+    if positive("steps", steps) < 4:
+        raise SpecError(f"{steps} steps are too few to find ranks and to go on; 4 are the least")
+    return tuple(sorted({max(1, round(share * steps)) for share in _SHARES}))

@@ -11,7 +11,7 @@ from tntune.adapters.generator import without_autocast
 from tntune.adapters.linear import AdaptedLinear
 from tntune.errors import SpecError, UnsupportedError
 from tntune.maps.activation import activation
-from tntune.maps.site import finite
+from tntune.maps.base import finite
 from tntune.plugins.replacement import is_owner, replace_layers
 
 __all__ = ["ElementwiseLinear", "ResidualSine", "Sine", "transform_deltas"]

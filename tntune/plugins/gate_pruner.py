@@ -5,8 +5,8 @@ from torch import Tensor, nn
 
 from tntune.errors import SpecError, UnsupportedError
 from tntune.maps.base import Factors, positive
-from tntune.plugins.gated import GATE
-from tntune.plugins.gates import gated_layers
+from tntune.maps.gated import GATE
+from tntune.plugins.gates import count_zeros, gate_of, gated_layers, unshared_layers
 
 __all__ = ["GatePruner", "direction_variance"]
 
@@ -52,10 +52,9 @@ class GatePruner:
     """
 
     def __init__(self, model: nn.Module, *, steps: int, keep: float = 2 / 3, every: int = 100) -> None:
-        layers = dict(gated_layers(model))
-        self._generators = [layer.generator for layer in layers.values()]
-        if len(set(self._generators)) < len(layers) or any(g.map.resampled for g in self._generators):
-            raise UnsupportedError("gates are scored layer by layer, with factors that stay: none are shared")
+        self._generators = [layer.generator for layer in unshared_layers(model).values()]
+        if any(generator.map.resampled for generator in self._generators):
+            raise UnsupportedError("gates are scored by factors that stay; a latent is drawn at every call")
         if not 0 < keep <= 1:
             raise SpecError(f"keep must be in (0, 1], not {keep}")
         self._first, self._last = round(0.15 * positive("steps", steps)), round(0.5 * steps)
@@ -63,7 +62,7 @@ class GatePruner:
             raise SpecError(f"{steps} steps have no window between 15 % and 50 % to prune in")
         self._keep, self._every = keep, positive("every", every)
         self._steps = 0
-        self._scores = [torch.zeros_like(self._gate(k)) for k in range(len(self._generators))]
+        self._scores = [torch.zeros_like(gate_of(generator)) for generator in self._generators]
         self._dead: list[Tensor] = []
 
     @property
@@ -77,36 +76,31 @@ class GatePruner:
         self._steps += 1
         for score, generator in zip(self._scores, self._generators, strict=True):
             score.lerp_(_shares(generator.stored()).to(score), 0.1)
-        if self._steps > self._last:
-            for k, dead in enumerate(self._dead):
-                self._gate(k).masked_fill_(dead, 0)
-        elif self._steps > self._first and (
-            (self._steps - self._first) % self._every == 0 or self._is_last()
-        ):
-            self._prune()
-        return sum(int((self._gate(k) == 0).sum()) for k in range(len(self._generators)))
+        if self._is_due():
+            self._dead = self._lowest()
+        if self._is_due() or self._steps > self._last:
+            for generator, dead in zip(self._generators, self._dead, strict=True):
+                gate_of(generator).masked_fill_(dead, 0)
+        return count_zeros(self._generators)
 
-    def _is_last(self) -> bool:
-        return self._steps == self._last
+    def _is_due(self) -> bool:
+        """Whether the zeros are chosen anew after this step."""
+        if not self._first < self._steps <= self._last:
+            return False
+        return self._steps == self._last or (self._steps - self._first) % self._every == 0
 
-    def _prune(self) -> None:
-        """Zero the gates whose running mean is among the lowest of all layers."""
+    def _lowest(self) -> list[Tensor]:
+        """Masks of the gates whose running mean is among the lowest of all layers."""
         share = (self._steps - self._first) / (self._last - self._first)
         flat = torch.cat([score.flatten().cpu() for score in self._scores])
         lowest = flat.argsort()[: round((1 - self._keep) * share**3 * len(flat))]
         mask = torch.zeros(len(flat), dtype=torch.bool)
         mask[lowest] = True
         sizes = [score.numel() for score in self._scores]
-        self._dead = [
+        return [
             part.reshape(score.shape).to(score.device)
             for part, score in zip(torch.split(mask, sizes), self._scores, strict=True)
         ]
-        for k, dead in enumerate(self._dead):
-            self._gate(k).masked_fill_(dead, 0)
-
-    def _gate(self, k: int) -> Tensor:
-        gate: Tensor = getattr(self._generators[k], GATE)
-        return gate.detach()
 
 
 def direction_variance(model: nn.Module) -> Tensor:
@@ -133,7 +127,7 @@ def direction_variance(model: nn.Module) -> Tensor:
     Reference: Mao et al. (arXiv 2405.17357), section 3.3.
     """
     variances = []
-    for _, layer in gated_layers(model):
+    for layer in gated_layers(model).values():
         generator = layer.generator
         tensors = {name: getattr(generator, name) for name in generator.map.tensor_shapes}
         ones = {**tensors, GATE: torch.ones_like(tensors[GATE])}

@@ -1,6 +1,6 @@
 """Gates in training: SoRA's proximal step, and taking out what it made zero."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
@@ -10,10 +10,20 @@ from tntune.adapters.adapt import adapted_layers
 from tntune.adapters.generator import FactorGenerator
 from tntune.adapters.linear import AdaptedLinear
 from tntune.errors import SpecError, TargetError, UnsupportedError
-from tntune.maps.site import finite
-from tntune.plugins.gated import GATE, Gated, narrowed
+from tntune.maps.base import finite
+from tntune.maps.gated import GATE, Gated
+from tntune.plugins.gated import narrowed
 
-__all__ = ["double_threshold", "gated_layers", "prune_gates", "shrink_gates", "soft_threshold"]
+__all__ = [
+    "count_zeros",
+    "double_threshold",
+    "gate_of",
+    "gated_layers",
+    "prune_gates",
+    "shrink_gates",
+    "soft_threshold",
+    "unshared_layers",
+]
 
 _COMPAT = ("none", "sora")
 
@@ -41,8 +51,8 @@ def double_threshold(x: Tensor, threshold: float) -> Tensor:
     return torch.where(shifted.abs() < threshold, torch.zeros_like(shifted), shifted)
 
 
-def gated_layers(model: nn.Module) -> Iterator[tuple[str, AdaptedLinear]]:
-    """``(path, layer)`` of every adapted layer; all must have gates.
+def gated_layers(model: nn.Module) -> dict[str, AdaptedLinear]:
+    """Every adapted layer by its path; all must have gates.
 
     Raises:
         TargetError: Where there are no adapted layers, or one has no gates.
@@ -51,15 +61,59 @@ def gated_layers(model: nn.Module) -> Iterator[tuple[str, AdaptedLinear]]:
         >>> from tntune.adapters.adapt import adapt
         >>> from tntune.adapters.spec import AdapterSpec
         >>> model = adapt(nn.Sequential(nn.Linear(12, 8)), AdapterSpec())
-        >>> list(gated_layers(model))
+        >>> gated_layers(model)
         Traceback (most recent call last):
         tntune.errors.TargetError: no gates in ['0']; adapt the model with gated_sites(...)
     """
-    layers = list(adapted_layers(model))
-    bare = [name for name, layer in layers if not isinstance(layer.generator.map, Gated)]
+    layers = dict(adapted_layers(model))
+    bare = [name for name, layer in layers.items() if not isinstance(layer.generator.map, Gated)]
     if bare:
         raise TargetError(f"no gates in {bare}; adapt the model with gated_sites(...)")
-    return iter(layers)
+    return layers
+
+
+def unshared_layers(model: nn.Module) -> dict[str, AdaptedLinear]:
+    """:func:`gated_layers` where each has gates of its own.
+
+    Raises:
+        TargetError: Where there are no adapted layers, or one has no gates.
+        UnsupportedError: Where layers share a generator, and so their gates.
+
+    Example:
+        >>> from tntune.adapters.adapt import adapt
+        >>> from tntune.maps.lora import LoRA
+        >>> from tntune.maps.site import Site
+        >>> model = adapt(nn.Sequential(nn.Linear(4, 3)), {"0": Site(Gated(LoRA(4, 3, 2)))})
+        >>> list(unshared_layers(model))
+        ['0']
+    """
+    layers = gated_layers(model)
+    if len({layer.generator for layer in layers.values()}) < len(layers):
+        raise UnsupportedError("layers share their gates, and a direction is pruned in one layer alone")
+    return layers
+
+
+def gate_of(generator: FactorGenerator) -> Tensor:
+    """The gates ``(sites, width)`` of a generator, detached, on the same storage.
+
+    Example:
+        >>> from tntune.maps.lora import LoRA
+        >>> gate_of(FactorGenerator.fresh(Gated(LoRA(4, 3, 2)))).shape
+        torch.Size([1, 2])
+    """
+    gate: Tensor = getattr(generator, GATE)
+    return gate.detach()
+
+
+def count_zeros(generators: Iterable[FactorGenerator]) -> int:
+    """How many gates of all these are zero.
+
+    Example:
+        >>> from tntune.maps.lora import LoRA
+        >>> count_zeros([FactorGenerator.fresh(Gated(LoRA(4, 3, 2, "random"), "zero"))])
+        2
+    """
+    return sum(int((gate_of(generator) == 0).sum()) for generator in generators)
 
 
 @torch.no_grad()
@@ -96,11 +150,10 @@ def shrink_gates(model: nn.Module, threshold: float, *, compat: str = "none") ->
     if finite("threshold", threshold) < 0 or compat not in _COMPAT:
         raise SpecError(f"threshold={threshold}, compat={compat!r}: at least 0, and one of {_COMPAT}")
     shrunk = double_threshold if compat == "sora" else soft_threshold
-    zeros = 0
-    for gate in {getattr(layer.generator, GATE) for _, layer in gated_layers(model)}:
+    generators = {layer.generator for layer in gated_layers(model).values()}
+    for gate in map(gate_of, generators):
         gate.copy_(shrunk(gate, threshold))
-        zeros += int((gate == 0).sum())
-    return zeros
+    return count_zeros(generators)
 
 
 @torch.no_grad()
@@ -127,10 +180,10 @@ def prune_gates(model: nn.Module) -> dict[str, int]:
         >>> prune_gates(model)
         {'0': 2}
     """
-    layers = dict(gated_layers(model))
+    layers = unshared_layers(model)
     merged = [name for name, layer in layers.items() if layer.merged]
-    if merged or len({layer.generator for layer in layers.values()}) < len(layers):
-        raise UnsupportedError(f"gates of merged layers {merged}, or of layers that share them, stay")
+    if merged:
+        raise UnsupportedError(f"gates of merged layers {merged} stay; unmerge the model first")
     made = {name: _plain_generator(layer) for name, layer in layers.items()}
     for name, layer in layers.items():
         layer.generator = made[name]

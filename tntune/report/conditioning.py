@@ -8,10 +8,15 @@ from typing import Any
 from torch import Tensor
 
 from tntune.errors import RankError
+from tntune.maps.base import WeightMap
+from tntune.maps.delta_train import DeltaTrain
+from tntune.maps.latent_train import LatentTrain
 from tntune.maps.lora import LoRA
+from tntune.maps.loretta import LoRETTA
 from tntune.report.compact import CompactJacobian, compact
 from tntune.report.counted import CountedSpectrum
 from tntune.report.layers import AdaptedLayer
+from tntune.report.numerical import EXACT_PARAMETERS, numerical_spectrum
 from tntune.theory.bound import Bound
 from tntune.theory.bounds import conditioning, preconditioning
 from tntune.theory.gauge import canonicalize, gauge_fixed_spectrum, map_trains
@@ -20,30 +25,28 @@ from tntune.theory.nullity import nullity
 from tntune.theory.train_jacobian import TrainJacobian
 from tntune.tt.train import Train, cores, tt_tensor
 
-__all__ = ["EXACT_PARAMETERS", "LayerJacobian", "layer_blocks", "layer_jacobian", "nullity_by_shape"]
+__all__ = ["LayerJacobian", "layer_blocks", "layer_jacobian", "nullity_by_shape"]
 
-EXACT_PARAMETERS = 800
-"""A train that has more parameters than this, once compact, has no numerical spectrum here: it takes P³."""
-
-_T2, _CANONICAL = "T2", "numerical"
+_T2, _CANONICAL, _NONE = "T2", "numerical", "-"
 
 
 @dataclass(frozen=True)
 class LayerJacobian:
-    """The Jacobian of one layer's train by its parameters.
+    """The Jacobian of one layer's map by its parameters.
 
     Attributes:
-        of: ``"w"``: the entries of both factors, (down, up). ``"delta"``: ΔW / scale = up · down, for a LoRA
-            without activation, whose J of w is the identity; ΔW is a train of two cores.
+        of: ``"w"``: the entries of both factors, (down, up). ``"delta"``: ΔW / scale = up · down, without an
+            activation for a LoRA, whose J of w is the identity, and for maps that are one network of ΔW.
         params: P.
         nullity_formula: Directions of the parameters that change nothing, by shape (T1, T4); None where the
             shapes admit no formula.
         spectrum: Eigenvalues of ``J Jᵀ`` with the cores as they are; None above ``EXACT_PARAMETERS``.
         relative: The same of ``(down / |down|, up / |up|)``: relative changes of both factors; None where
             one of them is zero.
-        gauge_fixed: The same on canonical cores, of the whole train with its padding; None where it is zero.
+        gauge_fixed: The same on canonical cores, of the whole train with its padding; None where it is zero,
+            or where there is no train.
         gauge_fixed_by: ``"T2"``: the closed form, on gauge-fixed directions. ``"numerical"``: all of J, where
-            a latent is in the way of the closed form.
+            a latent is in the way of the closed form. ``"-"``: there is none.
         bounds: T3 and T3', each with what it bounds.
 
     Example:
@@ -92,7 +95,7 @@ def layer_blocks(layer: AdaptedLayer) -> tuple[TrainJacobian, ...]:
         >>> layer_blocks(AdaptedLayer("fc", Site(LoRA(3, 4, 1)), tensors))[0].modes
         (4, 3)
     """
-    if layer.is_product:
+    if layer.is_delta:
         return (TrainJacobian.plain(_delta_cores(layer)),)
     return map_jacobian(layer.site.map, layer.tensors, layer.tensors).blocks
 
@@ -101,10 +104,8 @@ def layer_jacobian(layer: AdaptedLayer) -> LayerJacobian:
     """Everything about J of one layer, by compact trains: a cost without N, and without the mode sizes.
 
     Args:
-        layer: A layer of LoRA, TT-LoRA or TensorGuide.
-
-    Raises:
-        UnsupportedError: For another map.
+        layer: A layer of any map. Without trains there is the spectrum alone, and that where it is small
+            (:func:`tntune.report.numerical.numerical_spectrum`).
 
     Example:
         >>> import torch
@@ -117,12 +118,14 @@ def layer_jacobian(layer: AdaptedLayer) -> LayerJacobian:
         >>> found.params, found.nullity_formula, found.spectrum.nullity, found.gauge_fixed_by
         (72, 4, 4, 'T2')
     """
+    if not layer.has_trains:
+        return _untrained(layer)
     blocks = layer_blocks(layer)
     smalls = [compact(block) for block in blocks]
     gauge_fixed, how = _gauge_fixed(layer)
     exact = all(small.small.num_parameters <= EXACT_PARAMETERS for small in smalls)
     return LayerJacobian(
-        of="delta" if layer.is_product else "w",
+        of="delta" if layer.is_delta else "w",
         params=layer.site.map.num_parameters,
         nullity_formula=nullity_by_shape(layer),
         spectrum=_spectrum(smalls) if exact else None,
@@ -136,6 +139,8 @@ def layer_jacobian(layer: AdaptedLayer) -> LayerJacobian:
 def nullity_by_shape(layer: AdaptedLayer) -> int | None:
     """Of a LoRA's ΔW r², of trains the sum of theirs (T1, T4); None where the modes do not admit the ranks.
 
+    None too for maps without trains, and for a train of ΔW under an activation.
+
     Example:
         >>> from tntune.maps.site import Site
         >>> nullity_by_shape(AdaptedLayer("fc", Site(LoRA(12, 20, 4)), {}))
@@ -146,16 +151,41 @@ def nullity_by_shape(layer: AdaptedLayer) -> int | None:
         return map.width**2 if map.width <= min(layer.shape) else None
     if isinstance(map, LoRA):
         return 0
+    if not layer.has_trains or (isinstance(map, DeltaTrain) and not layer.is_delta):
+        return None
     try:
-        found = [nullity(train, layer.tensors.get(f"{prefix}latent")) for train, prefix in map_trains(map)]
+        found = [nullity(train, layer.tensors.get(f"{prefix}latent")) for train, prefix in _trains(map)]
     except RankError:
         return None
     return sum(each.total for each in found)
 
 
+def _untrained(layer: AdaptedLayer) -> LayerJacobian:
+    """What is known of J without trains: its spectrum."""
+    return LayerJacobian(
+        of="delta" if layer.is_delta else "w",
+        params=layer.site.map.num_parameters,
+        nullity_formula=None,
+        spectrum=numerical_spectrum(layer),
+        relative=None,
+        gauge_fixed=None,
+        gauge_fixed_by=_NONE,
+        bounds=(),
+    )
+
+
 def _delta_cores(layer: AdaptedLayer) -> list[Tensor]:
-    """ΔW / scale of a LoRA as a train: (1, out, r), (r, in, 1)."""
+    """ΔW / scale as a train: of a LoRA (1, out, r), (r, in, 1)."""
+    if isinstance(layer.site.map, DeltaTrain):
+        return list(cores(layer.site.map.tensor_train(layer.tensors)))
     return [layer.tensors["lora_up"][None], layer.tensors["lora_down"][..., None]]
+
+
+def _trains(map: WeightMap) -> tuple[tuple[LatentTrain, str], ...]:
+    """The trains of a map and the prefixes of their names."""
+    if isinstance(map, DeltaTrain):
+        return ((LatentTrain((*map.in_modes, *map.out_modes), map.ranks), "tt_"),)
+    return map_trains(map.trains if isinstance(map, LoRETTA) else map)
 
 
 def _spectrum(smalls: Sequence[CompactJacobian]) -> CountedSpectrum:
@@ -188,11 +218,13 @@ def _if_small(jacobian: MapJacobian) -> CountedSpectrum | None:
 def _gauge_fixed(layer: AdaptedLayer) -> tuple[CountedSpectrum | None, str]:
     """The spectrum at canonical cores, and how it was found."""
     map = layer.site.map
-    if layer.is_product:
+    if layer.is_delta:
         return _closed_form([tt_tensor(_delta_cores(layer))], map.num_parameters), _T2
+    if isinstance(map, DeltaTrain):  # halves between open bonds
+        return None, _NONE
     if isinstance(map, LoRA):  # trains of one core: no bonds, and J = 1
         return CountedSpectrum((1.0,), (map.num_parameters,), map.num_parameters), _T2
-    trains = map_trains(map)
+    trains = _trains(map)
     if any(train.latent.stored for train, _ in trains):
         params = canonicalize(map, layer.tensors, layer.tensors)
         return _if_small(map_jacobian(map, {**layer.tensors, **params}, layer.tensors)), _CANONICAL

@@ -5,8 +5,8 @@ from html import escape
 from itertools import accumulate
 
 from tntune.report.analysis import AdapterAnalysis, LayerAnalysis
-from tntune.report.conditioning import EXACT_PARAMETERS
 from tntune.report.counted import CountedSpectrum
+from tntune.report.numerical import EXACT_PARAMETERS
 from tntune.report.page import figure, html_table
 from tntune.report.plots import Curve, curves, heat_maps
 from tntune.report.summary import grid, shown
@@ -77,8 +77,9 @@ def _what_of(adapter: AdapterAnalysis) -> str:
     if all(layer.jacobian.of == "delta" for layer in adapter.layers):
         return "J is that of ΔW / scale = up · down: a LoRA's factors are its parameters, their J is 1."
     return (
-        "J is that of both factors, (down, up), by the cores; of plain LoRA layers that of ΔW / scale. "
-        f"A train that keeps more than {EXACT_PARAMETERS:,} parameters after its modes are made as small as "
+        "J is that of both factors, (down, up), by the cores; of plain LoRA layers, and of maps that are one "
+        "tensor of ΔW, that of ΔW / scale. A layer of a shared map has the parameters that it reads. "
+        f"A map that keeps more than {EXACT_PARAMETERS:,} parameters after its modes are made as small as "
         "its ranks admit has no numerical spectrum, and its cell is empty."
     )
 

@@ -31,8 +31,8 @@ def kernel_bounds(layer: AdaptedLayer, kernel: LayerKernel, jacobian: LayerJacob
     """T5 from below and above, the paper's equation 26 beside it in both readings, and T6.
 
     Equation 26 as printed is empty wherever J has fewer columns than rows; read with λ_min⁺ it is no theorem,
-    and its row says whether it happens to hold here. T5 needs the spectrum of J; where that takes too long
-    (``EXACT_PARAMETERS``), T6 is returned alone.
+    and its row says whether it happens to hold here. T5 needs the spectrum of J by trains; where a map has
+    none, or that takes too long (``EXACT_PARAMETERS``), T6 is returned alone.
 
     Example:
         >>> from tntune.report.conditioning import layer_jacobian
@@ -49,7 +49,9 @@ def kernel_bounds(layer: AdaptedLayer, kernel: LayerKernel, jacobian: LayerJacob
         up_rank=layer.site.map.factor_width,
         effective_dimension=jacobian.rank_bound,
     )
-    if jacobian.spectrum is None or not jacobian.spectrum.values or not kernel.spectrum.eigenvalues:
+    if jacobian.spectrum is None or not layer.has_trains:
+        return (rank,)
+    if not jacobian.spectrum.values or not kernel.spectrum.eigenvalues:
         return (rank,)
     return (*_interval(layer, kernel, jacobian), *_equation_26(layer, kernel, jacobian), rank)
 
@@ -152,7 +154,7 @@ def _equation_26(layer: AdaptedLayer, kernel: LayerKernel, jacobian: LayerJacobi
 def _weight_gradients(layer: AdaptedLayer, kernel: LayerKernel) -> tuple[Tensor, int]:
     """A matrix with the Gram ``G Gᵀ``, and the number of entries of the weights that G differentiates by."""
     out_features, in_features = layer.shape
-    if layer.is_product:  # rows h_c ⊗ x_i with orthonormal h
+    if layer.is_delta:  # rows h_c ⊗ x_i with orthonormal h
         x = layer.site.scale * kernel.inputs
         return torch.kron(x, torch.eye(kernel.outputs, dtype=x.dtype)), out_features * in_features
     width = layer.site.map.factor_width

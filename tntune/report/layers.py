@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from torch import Tensor
@@ -12,9 +12,15 @@ from tntune.checkpoint.lora import LoraFolder, LoraSite
 from tntune.checkpoint.tensorguide import TensorGuideFolder
 from tntune.maps.activation import activation
 from tntune.maps.base import Factors
+from tntune.maps.delta import DeltaMap
+from tntune.maps.delta_train import DeltaTrain
 from tntune.maps.layout import Concat, Joined
 from tntune.maps.lora import LoRA
+from tntune.maps.loretta import LoRETTA
+from tntune.maps.member import Member
+from tntune.maps.single import single_site
 from tntune.maps.site import Site
+from tntune.maps.tenslora import TensLoRA
 from tntune.maps.tensorguide import TensorGuide
 from tntune.maps.tt_lora import TTLoRA
 
@@ -49,9 +55,9 @@ class AdaptedLayer:
 
     @property
     def ranks(self) -> str:
-        """TT-ranks, both ends included, or the rank of a LoRA: dashes between ranks, a bar between trains."""
+        """TT-ranks, both ends included, or ranks of other maps: dashes between them, a bar between trains."""
         map = self.site.map
-        if isinstance(map, TensorGuide):
+        if isinstance(map, TensorGuide | DeltaTrain | TensLoRA):
             return dashed(map.ranks)
         if isinstance(map, TTLoRA):
             return f"{dashed(map.down_train.ranks)} | {dashed(map.up_train.ranks)}"
@@ -59,13 +65,13 @@ class AdaptedLayer:
 
     @property
     def modes(self) -> str:
-        """Open modes of the trains; empty for a LoRA."""
+        """Open modes of the trains; empty for a map without trains."""
         map = self.site.map
         if isinstance(map, TensorGuide):
             return dashed(map.layout.modes)
         if isinstance(map, TTLoRA):
             return f"{dashed(map.down_train.modes)} | {dashed(map.up_train.modes)}"
-        return ""
+        return dashed((*map.in_modes, *map.out_modes)) if isinstance(map, DeltaTrain) else ""
 
     @property
     def layout(self) -> str:
@@ -79,6 +85,16 @@ class AdaptedLayer:
     def is_product(self) -> bool:
         """Whether it is a LoRA without activation: a matrix whose two factors are its params."""
         return isinstance(self.site.map, LoRA) and activation(self.site.activation).linear
+
+    @property
+    def is_delta(self) -> bool:
+        """Whether J is taken of ΔW itself: without activation a LoRA, or a map that is one network of ΔW."""
+        return isinstance(self.site.map, LoRA | DeltaMap) and activation(self.site.activation).linear
+
+    @property
+    def has_trains(self) -> bool:
+        """Whether the map is made of trains, so that J has their structure."""
+        return isinstance(self.site.map, LoRA | TTLoRA | TensorGuide | LoRETTA | DeltaTrain)
 
     @cached_property
     def factors(self) -> Factors:
@@ -95,6 +111,9 @@ class AdaptedLayer:
 
 def adapted_layers(folder: LoraFolder | TensorGuideFolder) -> Iterator[AdaptedLayer]:
     """The layers of a folder, read one at a time, in its order.
+
+    A layer of a shared map is that site by itself, with the params that it reads
+    (:func:`tntune.maps.single_site`).
 
     Raises:
         NumericalError: Where an entry is NaN or infinite; names the file and the tensor.
@@ -116,6 +135,9 @@ def adapted_layers(folder: LoraFolder | TensorGuideFolder) -> Iterator[AdaptedLa
         return
     for name, site in folder.sites.items():
         tensors = {key: tensor.double() for key, tensor in folder.load(name).items()}
+        if isinstance(site.map, Member):
+            own, tensors = single_site(site.map.whole, tensors, site.map.index)
+            site = replace(site, map=own)
         yield AdaptedLayer(name, site, tensors)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tntune.adapters.adapt import install
+from tntune.checkpoint.tensorguide import TensorGuideFolder
 from tntune.errors import SpecError, TargetError
 from tntune.maps.site import KEY_PREFIX
 from tntune.report.kernel import spectrum_json
@@ -179,12 +180,22 @@ def install_folder(model: nn.Module, folder: str | os.PathLike[str]) -> None:
     missing = sorted(name for name in carried.values() if name not in own)
     if missing:
         raise TargetError(f"{folder}: carries {missing[0]}, which {type(model).__name__} does not have")
-    layers = list(adapted_layers(opened))
-    sites = {layer.name: layer.site for layer in layers}
-    install(model, sites, {layer.name: layer.tensors for layer in layers})
+    if isinstance(opened, TensorGuideFolder) and opened.groups:
+        _install_groups(model, opened)
+    else:
+        layers = list(adapted_layers(opened))
+        sites = {layer.name: layer.site for layer in layers}
+        install(model, sites, {layer.name: layer.tensors for layer in layers})
     with torch.no_grad():
         for key, name in carried.items():
             own[name].copy_(opened.tensor(key))
+
+
+def _install_groups(model: nn.Module, folder: TensorGuideFolder) -> None:
+    """Shared maps once each, in float64."""
+    own = {name: folder.load(group.modules[0]) for name, group in folder.groups.items()}
+    wide = {name: {key: tensor.double() for key, tensor in tensors.items()} for name, tensors in own.items()}
+    install(model, folder.groups, wide)
 
 
 def _shares(kernel: Ntk) -> list[LayerShare]:

@@ -60,7 +60,7 @@ def curves(
         panels: Curves by title.
         x: Label of the x axes.
         y: Label of the y axis of each panel.
-        log_x: Whether x is logarithmic too.
+        log_x: Whether x is logarithmic too; its ticks are then at values of the curves.
 
     Returns:
         An ``<svg>`` element.
@@ -76,7 +76,7 @@ def curves(
             _draw(axis, own)
             axis.set(title=title, xlabel=x, ylabel=label, yscale="log")
             if log_x:
-                axis.set_xscale("log")
+                _mark(axis, sorted({value for _, at, _, _, _ in own for value in at}))
         handles, labels = _legend(axes)
         columns = max(1, int(118 / (8 + max(map(len, labels), default=0))))
         figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, len(labels) or 1))
@@ -157,6 +157,21 @@ def _draw(axis: Any, own: Sequence[Curve]) -> None:
     axis.grid(True)
 
 
+def _mark(axis: Any, values: Sequence[float]) -> None:
+    """A logarithmic x axis with ticks at some of these values, so far apart that their labels do not meet."""
+    low, high = (values[0], values[-1]) if values else (1.0, 1.0)
+    margin = max((high / low) ** 0.06, 1.05)
+    axis.set_xscale("log")
+    axis.set_xlim(low / margin, high * margin)
+    gap = (high * margin**2 / low) ** (1 / 4)
+    chosen: list[float] = []
+    for value in values:
+        if not chosen or value >= gap * chosen[-1]:
+            chosen.append(value)
+    axis.set_xticks(chosen, [_count(value) for value in chosen])
+    axis.set_xticks([], minor=True)
+
+
 def _legend(axes: Any) -> tuple[list[Any], list[str]]:
     """Handles and labels of all panels, each label once."""
     found: dict[str, Any] = {}
@@ -183,6 +198,15 @@ def _brief(value: float) -> str:
         return f"{value:.0e}".replace("e+0", "e").replace("e-0", "e-")
     scaled, unit = (value / 1000, "k") if value >= 995 else (value, "")
     return f"{scaled:.2g}{unit}" if scaled < 99.5 else f"{scaled:.0f}{unit}"
+
+
+def _count(value: float) -> str:
+    """A size with three digits and a unit."""
+    for unit in ("", "k", "M", "G"):
+        if value < 999.5:
+            return f"{value:.3g}{unit}"
+        value /= 1000
+    return f"{value:.3g}T"
 
 
 def _figure(width: float, height: float) -> Any:

@@ -14,7 +14,7 @@ from tntune.maps.delta import DeltaMap
 from tntune.maps.network import CUT, INDEX, Network
 from tntune.theory.spectrum import SpectrumReport
 
-__all__ = ["MAX_PARAMETERS", "NetworkJacobian", "network_jacobian"]
+__all__ = ["MAX_PARAMETERS", "NetworkJacobian", "network_gram", "network_jacobian"]
 
 MAX_PARAMETERS = 2**14
 """JᵀJ has the square of that many entries: 2 GiB."""
@@ -65,17 +65,7 @@ class NetworkJacobian:
                 f"JᵀJ of {self.num_parameters} parameters has their square of entries; the limit is "
                 f"{MAX_PARAMETERS}: take a smaller stack or rank"
             )
-        network = self.map.network
-        feature = {"down": network.in_legs, "up": network.out_legs}
-        parts: list[tuple[Sequence[str], Legs]] = [
-            (list(network.down), (*INDEX, CUT, *feature["down"])),
-            (list(network.up), (*INDEX, CUT, *feature["up"])),
-        ]
-        if self.of == "delta":
-            parts = [(list(network.nodes), (*INDEX, *feature["down"], *feature["up"]))]
-        blocks = [self._part(names, open_legs) for names, open_legs in parts]
-        joined: Tensor = torch.block_diag(*blocks)  # type: ignore[no-untyped-call]
-        return joined
+        return network_gram(self.map.network, self.nodes, of=self.of)
 
     def spectrum(self) -> SpectrumReport:
         """The spectrum of ``JᵀJ`` (P, P); singular values of J below about 1e-7 of the largest are lost."""
@@ -90,16 +80,6 @@ class NetworkJacobian:
     def nullity(self) -> int:
         """``P - rank J``: directions of the params that change nothing."""
         return self.num_parameters - self.effective_dimension
-
-    def _part(self, names: Sequence[str], open_legs: Legs) -> Tensor:
-        """JᵀJ of these nodes, which together make a tensor with these open legs."""
-        network = self.map.network
-        tensors = {name: self.nodes[name] for name in names}
-        rows = []
-        for first in names:
-            row = [_block(network, tensors, (first, second), open_legs) for second in names]
-            rows.append(torch.cat(row, dim=1))
-        return torch.cat(rows)
 
 
 def network_jacobian(map: DeltaMap, params: Tensors, *, of: str = "delta") -> NetworkJacobian:
@@ -128,6 +108,44 @@ def network_jacobian(map: DeltaMap, params: Tensors, *, of: str = "delta") -> Ne
     if of not in ("delta", "factors"):
         raise SpecError(f"of must be delta or factors, not {of!r:.80}")
     return NetworkJacobian(map, {name: params[name].detach().double() for name in map.param_shapes}, of)
+
+
+def network_gram(network: Network, nodes: Mapping[str, Tensor], *, of: str = "delta") -> Tensor:
+    """``JᵀJ`` (P, P) of a network: of ΔW of all sites, or of down and up.
+
+    Args:
+        network: Its legs; a leg may have any size that the nodes have.
+        nodes: Its tensors, in whose dtype it is computed.
+        of: ``"delta"`` or ``"factors"``.
+
+    Example:
+        >>> from tntune.maps.lotr import LoTR
+        >>> from tntune.maps.stack import Stack
+        >>> map = LoTR(Stack(6, 5, layers=3), 2, start="random")
+        >>> network_gram(map.network, map.init()[0]).shape
+        torch.Size([34, 34])
+
+    Statement: T0 in theory/jacobian.md.
+    """
+    feature = {"down": network.in_legs, "up": network.out_legs}
+    parts: list[tuple[Sequence[str], Legs]] = [
+        (list(network.down), (*INDEX, CUT, *feature["down"])),
+        (list(network.up), (*INDEX, CUT, *feature["up"])),
+    ]
+    if of == "delta":
+        parts = [(list(network.nodes), (*INDEX, *feature["down"], *feature["up"]))]
+    blocks = [_part(network, {name: nodes[name] for name in names}, legs) for names, legs in parts]
+    joined: Tensor = torch.block_diag(*blocks)  # type: ignore[no-untyped-call]
+    return joined
+
+
+def _part(network: Network, tensors: Mapping[str, Tensor], open_legs: Legs) -> Tensor:
+    """JᵀJ of these nodes, which together make a tensor with these open legs."""
+    rows = []
+    for first in tensors:
+        row = [_block(network, tensors, (first, second), open_legs) for second in tensors]
+        rows.append(torch.cat(row, dim=1))
+    return torch.cat(rows)
 
 
 def _block(network: Network, tensors: Mapping[str, Tensor], pair: tuple[str, str], open_legs: Legs) -> Tensor:

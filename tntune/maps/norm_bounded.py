@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from tntune.errors import ModeError, SpecError
-from tntune.maps.base import Factors, Shapes, Tensors, WeightMap, positive
+from tntune.maps.base import Factors, Shapes, Tensors, WeightMap, finite, positive
 from tntune.maps.latent_train import gather
-from tntune.maps.site import finite
 from tntune.tt.linalg import safe_svd, thin_qr
 
 __all__ = ["NormBounded", "cayley", "inverse_cayley"]
@@ -74,6 +73,10 @@ class NormBounded(WeightMap):
     @property
     def fixed_shapes(self) -> Shapes:
         return {}
+
+    @property
+    def is_generated(self) -> bool:
+        return True
 
     def init(
         self, generator: torch.Generator | None = None, *, dtype: torch.dtype = torch.float32

@@ -10,9 +10,8 @@ from tests.support.models import adapted
 from tests.support.tolerance import close
 from tntune.adapters import adapt, adapted_layers
 from tntune.errors import ModeError, SpecError
-from tntune.maps import Site
-from tntune.plugins import NormBounded
-from tntune.plugins.norm_bounded import cayley, inverse_cayley
+from tntune.maps import NormBounded, Site
+from tntune.maps.norm_bounded import cayley, inverse_cayley
 
 BOUNDS = (3.0, 1.0, 0.25)
 MAP = NormBounded(7, 5, 3, BOUNDS)
