@@ -6,6 +6,8 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 
 from tntune import files
 from tntune.errors import CheckpointError, OutputError
-from tntune.files import CONFIG_NAME, new_file, new_folder, read_json, write_json, write_text
+from tntune.files import CONFIG_NAME, is_reserved, new_file, new_folder, read_json, write_json, write_text
 
 
 def tree(path: Path) -> dict[str, bytes]:
@@ -322,6 +324,29 @@ def test_impossible_names_are_errors_of_ours(tmp_path: Path, opened: type, name:
     with pytest.raises(OutputError, match="cannot be written"), opened(tmp_path / name) as draft:
         draft.touch()
     assert tree(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    "name", ["CON", "nul", "NUL.json", "com1", "LPT9.safetensors", "lora:half", "C:", "lora::$DATA"]
+)
+def test_names_of_windows_own_are_known(name: str) -> None:
+    assert is_reserved(name, "nt")
+    assert not is_reserved(name, "posix")
+
+
+@pytest.mark.parametrize("name", ["console", "nullable", "com", "com10", "lora-1", "a.nul", "auxiliary.json"])
+def test_names_like_them_are_names(name: str) -> None:
+    assert not is_reserved(name, "nt")
+
+
+@pytest.mark.parametrize("opened", [new_folder, new_file])
+def test_outputs_of_such_names_are_refused(
+    tmp_path: Path, opened: Callable[..., AbstractContextManager[Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tntune.files.is_reserved", lambda name: name == "aux")
+    with pytest.raises(OutputError, match="Windows has a device or a stream"), opened(tmp_path / "aux"):
+        pass
+    assert not list(tmp_path.iterdir())
 
 
 def test_devices_and_pipes_are_not_read(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import stat
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ __all__ = [
     "CONFIG_NAME",
     "MAX_JSON_BYTES",
     "Json",
+    "is_reserved",
     "new_file",
     "new_folder",
     "read_json",
@@ -34,6 +36,8 @@ CARD_NAME = "README.md"
 """The file that the Hugging Face hub shows as the model card."""
 
 MAX_JSON_BYTES = 256 * 2**20
+
+_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 
 @contextmanager
@@ -235,7 +239,19 @@ def _absolute(path: str | os.PathLike[str]) -> Path:
         raise OutputError(f"{str(path)!r:.200}: cannot be written: {error}") from error
     if "\0" in str(target):
         raise OutputError(f"{str(path)!r:.200}: cannot be written: a name has no NUL")
+    if is_reserved(target.name):
+        raise OutputError(f"{path}: cannot be written: Windows has a device or a stream of that name")
     return target
+
+
+def is_reserved(name: str, system: str = os.name) -> bool:
+    """Whether a name is none of a file on that system: Windows would write to a device, or a hidden stream.
+
+    Example:
+        >>> is_reserved("nul.json", "nt"), is_reserved("lora:half", "nt"), is_reserved("nul.json", "posix")
+        (True, True, False)
+    """
+    return system == "nt" and (":" in name or _DEVICE.fullmatch(name) is not None)
 
 
 def _check_target(target: Path, overwrite: bool) -> None:

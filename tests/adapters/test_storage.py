@@ -156,9 +156,15 @@ def test_save_refuses_what_is_not_finite(value: float, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda p: p[:0], r"tt_core_1: is \(0, .*\) here, and \(\d+, .*\) as a whole; gather the whole tensors"),
+        (
+            lambda p: p[:0],
+            r"tt_core_1: is \(0, .*\) here, and \(\d+, .*\) as a whole; gather the whole tensors",
+        ),
         (lambda p: p.flatten()[:3], r"tt_core_1: is \(3,\) here, and"),
-        (lambda p: p.to("meta"), "tt_core_1: is on the meta device, without values; gather the whole tensors"),
+        (
+            lambda p: p.to("meta"),
+            "tt_core_1: is on the meta device, without values; gather the whole tensors",
+        ),
     ],
     ids=["no entries", "flat", "meta"],
 )

@@ -11,20 +11,21 @@ from tests.convert.library import RANK, error_of, factors, library_deltas, membe
 from tests.convert.sample import lora_deltas, same
 from tests.convert.shared import Network, batches, shared_factors, shared_folder
 from tests.support.tolerance import close
-from tntune.checkpoint import open_library, open_tensorguide
+from tntune.checkpoint import open_library, open_lora, open_tensorguide
 from tntune.convert import (
     CollectionReport,
     CollectionSettings,
-    ConversionSettings,
     Target,
     calibrate,
     compare_adapters,
     convert_collection,
-    convert_lora,
     enlarge_library,
     export_lora,
     export_member,
 )
+from tntune.convert.candidate import Layers
+from tntune.convert.norm import Norm
+from tntune.convert.search import JointSearch
 from tntune.errors import ModeError, NumericalError, RankError, SpecError, TargetError
 
 WEIGHTS = "adapter_model.safetensors"
@@ -78,18 +79,18 @@ def test_members_that_share_nothing_gain_nothing(tmp_path: Path) -> None:
     assert report.error > 0.9 * report.apart_error
 
 
-def test_a_library_of_one_is_its_joint_conversion(tmp_path: Path) -> None:
+def test_a_library_of_one_is_the_plan_of_its_layers(tmp_path: Path) -> None:
     source = shared_folder(tmp_path / "lora")
     report = collected({"one": source}, tmp_path / "library", 0.35)
-    joint = convert_lora(source, tmp_path / "joint", ConversionSettings(Target(params=0.35), "joint"))
-    assert report.params_after == joint.params_after
+    layers = Layers.load(open_lora(source))
+    search = JointSearch(layers, Norm())
+    joint = search.candidate(search.plan(int(0.35 * open_lora(source).params)), Norm())
+    assert report.params_after == joint.params
     assert report.apart_error is None
-    assert close(torch.tensor(report.error), torch.tensor(joint.relative_error))
-    export_lora(tmp_path / "joint", tmp_path / "back")
-    found, exact = library_deltas(tmp_path / "library")["one"], lora_deltas(tmp_path / "back")
-    assert found.keys() == exact.keys()
-    for name, delta in exact.items():
-        assert close(torch.from_numpy(found[name]).float(), torch.from_numpy(delta).float(), factor=10)
+    found = library_deltas(tmp_path / "library")["one"]
+    assert found.keys() == joint.factors().keys()
+    for name, (down, up) in joint.factors().items():
+        assert close(torch.from_numpy(found[name]).float(), (up @ down).float(), factor=10)
 
 
 def test_the_order_of_the_members_is_nothing(tmp_path: Path, sources: dict[str, Path]) -> None:

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from tests.support.maps import MAPS, tensors_of
-from tntune.errors import SpecError
-from tntune.maps import LoRA, Site
+from tntune.errors import ModeError, SpecError
+from tntune.maps import LoRA, Member, Site
 from tntune.maps.site import GENERATOR_KEY, PEFT_TYPE, site_config, site_key, sites_from_config
 
 LORA = LoRA(4, 3, 2)
@@ -90,3 +90,19 @@ def test_configurations_that_are_refused(changes: dict[str, object], message: st
 def test_keys() -> None:
     assert site_key("h.0.attn", "tt_core_1") == f"base_model.model.h.0.attn.{GENERATOR_KEY}.tt_core_1"
     assert PEFT_TYPE == "TENSORGUIDE"
+
+
+def test_a_module_of_its_own_has_a_map_of_one_site() -> None:
+    shared = next(map for map in MAPS.values() if map.sites == 2)
+    config = site_config({"fc": Site(shared)})
+    with pytest.raises(SpecError, match=r"sites: fc: .*2"):
+        sites_from_config(config)
+
+
+def test_members_are_the_sites_of_their_map() -> None:
+    for shared in MAPS.values():
+        sizes = [Member(shared, index).in_features for index in range(shared.sites)]
+        assert len(sizes) == shared.sites
+        for index in (-1, shared.sites):
+            with pytest.raises(ModeError, match=f"site {index} is outside the {shared.sites} sites"):
+                Member(shared, index)

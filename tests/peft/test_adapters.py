@@ -9,7 +9,7 @@ from peft import PeftModel, get_layer_status, get_model_status, inject_adapter_i
 
 from tests.peft.models import MARKS, TOKENS, VARIANTS, adapted, cores, decoder, gpt2, inputs, logits, tower
 from tests.support.tolerance import close
-from tntune.errors import SpecError
+from tntune.errors import SpecError, TargetError
 from tntune.peft import TensorGuideConfig, TensorGuideLayer
 from tntune.peft.plan import Sizes
 
@@ -142,6 +142,15 @@ def test_a_failed_shared_adapter_leaves_nothing_behind(monkeypatch: pytest.Monke
             model.add_adapter("second", VARIANTS["shared"](**SECOND))
     assert not any("second" in name for name in model.state_dict())
     assert torch.equal(model(inputs()), wanted)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_module_at_several_places_is_refused(variant: str) -> None:
+    """PEFT would adapt it at one of them."""
+    model = tower()
+    model.blocks[1]["up"] = model.blocks[0]["up"]
+    with pytest.raises(TargetError, match=r"is one module at \['blocks\.0\.up', 'blocks\.1\.up'\], and PEFT"):
+        adapted(model, VARIANTS[variant](r=2, ranks=2, target_modules=["up"]))
 
 
 def test_injected_into_a_model_it_is_the_same_layers() -> None:

@@ -8,7 +8,6 @@ import json
 import math
 import os
 import re
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -56,6 +55,7 @@ DECODERS, SMALL, WIDE = 80, 10_000, 65_536
 FULL = 2 * len(LLAMA) * DECODERS + 4 * SMALL + 4
 SHARE = 0.25  # of the parameters that is kept
 STEEPER = 3.0  # processor time of a layer among many may be that many times what it is among a tenth of them
+ERRORS = {"export": 0.01, "forward": 0.01}  # rounding to bfloat16
 MIB = 2**20
 
 
@@ -213,7 +213,7 @@ class _Run:
         for task in tasks:
             source = "lora" if task in ("convert", "resize") else "convert"
             found = child(task, self.root / source, self.root / task)
-            broken = self._broken(found, limits.get(task, math.inf))
+            broken = self._broken(task, found, limits.get(task, math.inf))
             if broken is not None:
                 self.tally.failed(f"{self.kind} {task}: {broken}")
             for _ in range(self.count if broken is None else 0):
@@ -225,13 +225,13 @@ class _Run:
                 )
         self.note("; ".join(said))
 
-    def _broken(self, found: dict[str, Any], limit: float) -> str | None:
+    def _broken(self, task: str, found: dict[str, Any], limit: float) -> str | None:
         """What is not as promised."""
         if "failure" in found:
             return str(found["failure"])
         if found["growth"] > found["stated"]:
             return f"took {found['growth'] / MIB:.0f} MiB, stated {found['stated'] / MIB:.0f}"
-        if not found["error"] < 1:
+        if not found["error"] < ERRORS.get(task, 1.0):
             return f"error {found['error']}"
         each = found["seconds"] / self.count
         return f"took {each:.3f} s a layer, of fewer {limit:.3f}" if each > limit else None
@@ -273,10 +273,18 @@ CAMPAIGNS = (
         run,
         FULL,
         500,
+        (
+            "reading a tensor parsed the whole header, so reading 10,000 layers took a quarter of an hour: now "
+            "each is read by its place, all in half a second",
+            "a configuration that names each layer was searched for each of them, and the layers by verify: "
+            "now they are looked up",
+            "export held all factors in float64: now one layer's",
+            "the stated memory left out what is known of each layer (of 10,000 140 MiB), and was 5 % too low "
+            "for layers of rank 64 and 28,672 features: now it is above",
+        ),
     ),
 )
 
 
 if __name__ == "__main__":
-    resource.setrlimit(resource.RLIMIT_AS, (64 * 2**30, 64 * 2**30))
     sys.stdout.write(json.dumps(measured(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))))

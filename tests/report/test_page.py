@@ -1,5 +1,6 @@
 """Laws: a page is one well-formed file that fetches nothing; summaries lose no layer and no failure."""
 
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from tntune.report import (
     kernel_page,
     write_page,
 )
+from tntune.report.plots import curves
 from tntune.report.summary import grid, shown, summarize
 from tntune.theory import Bound
 

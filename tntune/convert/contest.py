@@ -146,7 +146,7 @@ class Contest:
         Raises:
             RankError: Where all ``most`` parameters miss it.
         """
-        search = self._truncated if method == "svd" else self._search
+        forecast = self._truncated.error if method == "svd" else self._forecast
         errors: dict[int, float] = {}
 
         def measured(budget: int) -> float:
@@ -155,7 +155,7 @@ class Contest:
             errors[budget] = min(self.error(each) for each in (*plain, *candidates))
             return errors[budget]
 
-        found = verified_budget(search.error, measured, self.least, most, tolerance)
+        found = verified_budget(forecast, measured, self.least, most, tolerance)
         if found is None:
             raise RankError(
                 f"a tolerance of {tolerance:g} is missed even with {most} parameters: the error is "
@@ -191,6 +191,13 @@ class Contest:
     @property
     def _dampings(self) -> tuple[float, ...]:
         return DAMPINGS if self.task and self.task.divergence else DAMPINGS[:1]
+
+    def _forecast(self, budget: int) -> float:
+        """The relative error in the norm that the better plan leaves, before it is fitted to the end."""
+        streams, left = self._streams.plan(budget), self._search.error(budget)
+        return (
+            left if streams is None else min(left, total_error([streams.squared_error], self._sizes.values()))
+        )
 
     def _joint(self, method: str, budget: int, dampings: Iterable[float]) -> Iterator[Candidate]:
         """Bases that all layers share; or trains over layers of one shape, mixed with SVDs, where better."""

@@ -62,9 +62,7 @@ def conversion_memory(
 def resize_memory(opened: LoraTensors, settings: ResizeSettings) -> int:
     """Bytes that :func:`tntune.convert.resize_lora` takes beyond what the process holds: an upper estimate.
 
-    One layer is held in float64, the result in its own dtype.
-
-    Several jobs count as in :func:`conversion_memory`.
+    One layer is held in float64, the result in its own dtype; jobs count as in :func:`conversion_memory`.
 
     Example:
         >>> resize_memory.__name__

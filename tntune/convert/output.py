@@ -26,11 +26,19 @@ def check_output(
         target, origin = Path(output).resolve(), Path(source).resolve()
     except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a name with NUL
         raise OutputError(f"{output}: is no place to write to: {error}") from error
-    if target == origin or origin in target.parents:
+    if any(_is_same(place, origin) for place in (target, *target.parents)):
         raise OutputError(f"{output}: is the source {source} or inside it; choose another path")
-    if target in origin.parents:
+    if any(_is_same(target, place) for place in origin.parents):
         raise OutputError(f"{output}: holds the source {source}, which would be lost")
     if not target.parent.is_dir():
         raise OutputError(f"{output}: the parent folder {target.parent} does not exist")
     if target.exists() and not overwrite:
         raise OutputError(f"{output}: exists already; choose another path, or overwrite it (--overwrite)")
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    """Whether both are one place: by links, or by upper and lower case on a disk that does not tell them."""
+    try:
+        return one == other or one.samefile(other)
+    except OSError:
+        return False

@@ -54,7 +54,7 @@ class StreamSearch:
     and the rest is fitted again. The partition of least error is chosen. The time is bounded: eight sweeps
     for each.
 
-    Memory: the reduced problem of one partition, at most 2.4 MB a layer.
+    Memory: the reduced problem of one partition, at most 2.4 MB a layer, and the bases of each plan.
 
     Args:
         layers: The layers.
@@ -72,9 +72,15 @@ class StreamSearch:
 
     def __init__(self, layers: Layers, norm: Norm) -> None:
         self.layers, self.norm = layers, norm
+        self._plans: dict[int, StreamPlan | None] = {}
 
     def plan(self, budget: int) -> StreamPlan | None:
-        """The best for a budget; None where no layer finds a place in it, or there is but one."""
+        """The best for a budget, made once; None where no layer finds a place in it, or there is but one."""
+        if budget not in self._plans:
+            self._plans[budget] = self._planned(budget)
+        return self._plans[budget]
+
+    def _planned(self, budget: int) -> StreamPlan | None:
         if len(self.layers.balanced) < _LEAST:
             return None
         made = (self._made(name, pairs, budget) for name, pairs in partitions(self.layers).items())
