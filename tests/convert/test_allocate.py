@@ -139,3 +139,13 @@ def test_svd_errors_are_within_one_rank_of_the_least(spectra: list[list[float]],
 def test_targets_that_contradict_themselves(given: dict[str, float], message: str) -> None:
     with pytest.raises(SpecError, match=message):
         Target(**given)
+
+
+def test_a_move_that_costs_too_much_does_not_hold_up_those_of_other_layers() -> None:
+    sizes = {"a": ((6, 27.0), (12, 25.0)), "b": ((7, 55.0), (15, 54.0), (18, 47.0))}
+    curves = {
+        name: [Option("svd", "", (rank,), *size) for rank, size in enumerate(curve, 1)]
+        for name, curve in sizes.items()
+    }  # by gain: b to 18, for which 21 is too little; a to 12
+    chosen = allocate(curves, 21)
+    assert {name: option.params for name, option in chosen.items()} == {"a": 12, "b": 7}

@@ -157,6 +157,14 @@ def test_the_plan_says_what_the_run_makes() -> None:
     assert close(whole.run().values, found.values)
 
 
+def test_a_block_is_as_large_as_its_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = adapted_transformer(), tokens()
+    one = ntk_plan(model, batch, last_token, block_size=1).block_bytes
+    for allowed, size in ((0, 1), (one, 1), (2 * one, 2), (3 * one - 1, 2), (99 * one, 3)):
+        monkeypatch.setattr("tntune.theory.ntk_model._BLOCK_BYTES", allowed)
+        assert ntk_plan(model, batch, last_token).block_size == size
+
+
 @pytest.mark.parametrize("output", ["full", "trace"])
 def test_the_spectrum_is_that_of_the_kernel(output: str) -> None:
     found = ntk(adapted_transformer(), tokens(), last_token, output=output)
