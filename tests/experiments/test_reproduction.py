@@ -1,4 +1,4 @@
-"""The reproduction that the repository tells of: its report comes from its records, its story from its report."""
+"""The reproduction in the repository: its report comes from its records, its story from its report."""
 
 import re
 from pathlib import Path

@@ -39,7 +39,7 @@ class Record:
         steps: Steps that were made.
         best_step: Step of the tested state.
         diverged: Whether training ended in a loss that was not finite.
-        kernel: Spectrum of the tangent kernel at the start, of final runs with maps; None where there is none.
+        kernel: Spectrum of the tangent kernel at the start, of final runs with maps; else None.
         measured: Wall time in seconds, median time of a step, memory: what another machine has otherwise.
         environment: Versions, platform, device and threads.
 
