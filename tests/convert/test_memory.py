@@ -49,8 +49,8 @@ def large_folder(path: Path, layers: int = 12) -> Path:
     entries = [
         LoraEntry(
             f"h.{i}",
-            torch.randn(16, 2048, generator=draw).bfloat16(),
-            torch.randn(2048, 16, generator=draw).bfloat16(),
+            torch.randn(32, 2048, generator=draw).bfloat16(),
+            torch.randn(2048, 32, generator=draw).bfloat16(),
         )
         for i in range(layers)
     ]

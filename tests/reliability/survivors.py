@@ -1,24 +1,50 @@
 """Mutants that no test can notice, and why: what the campaign of mutants counts as explained."""
 
-__all__ = ["EQUIVALENT"]
+from typing import NamedTuple
 
-_TIME = "how the work is cut into pieces, which takes another time and gives the same value"
+__all__ = ["SURVIVORS", "Survivor"]
 
-EQUIVALENT: dict[str, str] = {
-    "tntune/maps/modes.py: small = [n for n in range(1, math.isqrt(total) + 1) if total % n == 0] -> "
-    "small = [n for n in range(1, math.isqrt(total) + 2) if total % n == 0]": (
-        "a divisor may come twice; the second is tried after the first has failed"
+_PIECES = "into how many pieces the work is cut changes the time, not the value"
+
+
+class Survivor(NamedTuple):
+    """One mutant, by the line that it changes."""
+
+    path: str
+    before: str
+    after: str
+    why: str
+
+
+SURVIVORS = (
+    Survivor(
+        "tntune/maps/modes.py",
+        "small = [n for n in range(1, math.isqrt(total) + 1) if total % n == 0]",
+        "small = [n for n in range(1, math.isqrt(total) + 2) if total % n == 0]",
+        "a divisor may come twice, and is tried again only where it has failed",
     ),
-    "tntune/theory/readout.py: return wide if len(kept) == 1 else cores(round_tt(tt_tensor(wide)).value) -> "
-    "return wide if len(kept) == 2 else cores(round_tt(tt_tensor(wide)).value)": (
-        "the train of one term has rank 1 and rounding leaves it; that of two keeps ranks that only cost time"
+    Survivor(
+        "tntune/theory/readout.py",
+        "return wide if len(kept) == 1 else cores(round_tt(tt_tensor(wide)).value)",
+        "return wide if len(kept) == 2 else cores(round_tt(tt_tensor(wide)).value)",
+        "rounding leaves the one term as it is; two that are not rounded have ranks that only cost time",
     ),
-    "tntune/tt/decompose.py: wide = rest.shape[1] > rest.shape[0] -> "
-    "wide = rest.shape[1] > rest.shape[ 1]": "without the QR before it the SVD has the same left factor",
-    "tntune/tt/decompose.py: while size < len(modes) - 1 and rank * prod(modes[: size + 1]) <= _GROUP_ROWS: -> "
-    "while size < len(modes) - 1 and rank * prod(modes[: size - 1]) <= _GROUP_ROWS:": _TIME,
-    "tntune/tt/modes.py: @lru_cache(maxsize=1024) -> def _balanced(n: int, order: int, limit: int) -> Modes:": (
-        "the cache of a pure function"
+    Survivor(
+        "tntune/tt/decompose.py",
+        "wide = rest.shape[1] > rest.shape[0]",
+        "wide = rest.shape[1] > rest.shape[1]",
+        "the SVD has the same left factor without the QR that makes it cheaper",
     ),
-}
-"""By path, line before and line after."""
+    Survivor(
+        "tntune/tt/decompose.py",
+        "while size < len(modes) - 1 and rank * prod(modes[: size + 1]) <= _GROUP_ROWS:",
+        "while size < len(modes) - 1 and rank * prod(modes[: size - 1]) <= _GROUP_ROWS:",
+        _PIECES,
+    ),
+    Survivor(
+        "tntune/tt/modes.py",
+        "@lru_cache(maxsize=1024)",
+        "def _balanced(n: int, order: int, limit: int) -> Modes:",
+        "a pure function without its cache",
+    ),
+)

@@ -60,22 +60,26 @@ def best_coefficients(inputs: Seen, outputs: Seen, width: int) -> Coefficients:
     return Coefficients(down, up, values)
 
 
-def whitened(inputs: Seen, outputs: Seen) -> Tensor:
-    """``M⁻¹ Oᵀ G ΔW C I L⁻ᵀ`` of each layer, ``(layers, r', r)``.
+def whitened(inputs: Seen, outputs: Seen) -> tuple[Tensor, Tensor]:
+    """``(inside, outside)`` with ``outside insideᵀ = M⁻¹ Oᵀ G ΔW C I L⁻ᵀ`` of each layer.
 
-    Leading blocks are those of leading columns of the bases, so that each tells what smaller bases keep.
+    Leading rows are those of leading columns of the bases, so that they tell what smaller bases keep.
 
     Args:
         inputs: As in :func:`best_coefficients`.
         outputs: Likewise.
 
+    Returns:
+        ``(layers, r, k)`` and ``(layers, r', k)``.
+
     Example:
         >>> grams, rows = torch.eye(3).double()[None], torch.eye(2, 3).double()[None]
-        >>> whitened((grams, rows), (grams, 2 * rows)).diagonal(dim1=1, dim2=2).round(decimals=9).tolist()
+        >>> inside, outside = whitened((grams, rows), (grams, 2 * rows))
+        >>> (outside @ inside.mT).diagonal(dim1=1, dim2=2).round(decimals=9).tolist()
         [[2.0, 2.0, 0.0]]
     """
     (_, inside), (_, outside) = _whitened(inputs, outputs)
-    return outside @ inside.mT
+    return inside, outside
 
 
 def _whitened(*sides: Seen) -> list[tuple[Tensor, Tensor]]:

@@ -32,16 +32,16 @@ class StreamSizes(NamedTuple):
 
 
 class StreamChoice:
-    """What smaller bases keep, read from leading blocks of the cores between larger ones; nothing is fitted.
+    """What smaller bases keep, read from leading rows of the factors between larger ones; nothing is fitted.
 
     Args:
-        cores: Of each pair of streams its layers' ΔW between the bases, whitened, ``(layers, r', r)``: of
-            bases whose leading columns matter most.
+        cores: Of each pair of streams its layers' ΔW between the bases, whitened, as two factors: of inputs
+            ``(layers, r, k)`` and outputs ``(layers, r', k)``, of bases whose leading columns matter most.
         pairs: The layers of each pair.
         features: Size of each stream.
 
     Example:
-        >>> cores = {("in", "out"): torch.diag(torch.tensor([3.0, 1.0]))[None]}
+        >>> cores = {("in", "out"): (torch.eye(2)[None], torch.diag(torch.tensor([3.0, 1.0]))[None])}
         >>> choice = StreamChoice(cores, {("in", "out"): [0]}, {"in": 5, "out": 4})
         >>> choice.within(StreamSizes({"in": 2, "out": 2}, (2,)), 11)
         StreamSizes(ranks={'in': 1, 'out': 1}, widths=(1,))
@@ -49,12 +49,13 @@ class StreamChoice:
 
     def __init__(
         self,
-        cores: Mapping[Pair, Tensor],
+        cores: Mapping[Pair, tuple[Tensor, Tensor]],
         pairs: Mapping[Pair, Sequence[int]],
         features: Mapping[str, int],
     ) -> None:
         self.cores, self.pairs, self.features = cores, pairs, features
         self.streams = {layer: pair for pair, layers in pairs.items() for layer in layers}
+        self._roots: dict[tuple[Pair, int, int], Tensor] = {}
         self._known: dict[tuple[Pair, int, int], list[list[float]]] = {}
 
     def params(self, sizes: StreamSizes) -> int:
@@ -143,10 +144,14 @@ class StreamChoice:
             for column in range(widths[layer], len(own))
             if own[column] > 0
         )
+        spent = self.params(sizes)
         for _, layer, column in columns:
-            wider = StreamSizes(sizes.ranks, (*widths[:layer], column + 1, *widths[layer + 1 :]))
-            if widths[layer] == column and self.params(wider) <= budget:
-                widths[layer] += 1
+            wider = [*widths[:layer], column + 1, *widths[layer + 1 :]]
+            more = self._cost(sizes.ranks, layer)
+            if not column:  # perhaps the first layer of its streams
+                more = self.params(StreamSizes(sizes.ranks, tuple(wider))) - spent
+            if widths[layer] == column and spent + more <= budget:
+                widths, spent = wider, spent + more
         return StreamSizes(sizes.ranks, tuple(widths))
 
     def _fitting(self, sizes: StreamSizes) -> StreamSizes:
@@ -167,7 +172,14 @@ class StreamChoice:
         for pair, layers in self.pairs.items():
             key = (pair, ranks[pair[0]], ranks[pair[1]])
             if key not in self._known:
-                block = self.cores[pair][:, : key[2], : key[1]]
-                self._known[key] = torch.linalg.svdvals(block).square().tolist()
+                core = self._root(pair, 1, key[2]) @ self._root(pair, 0, key[1]).mT
+                self._known[key] = torch.linalg.svdvals(core).square().tolist()
             found |= zip(layers, self._known[key], strict=True)
         return [found[layer] for layer in range(len(found))]
+
+    def _root(self, pair: Pair, side: int, rank: int) -> Tensor:
+        """R of a thin QR of the leading rows of a factor: no more rows than ΔW has ranks."""
+        key = (pair, side, rank)
+        if key not in self._roots:
+            self._roots[key] = torch.linalg.qr(self.cores[pair][side][:, :rank], mode="r").R
+        return self._roots[key]

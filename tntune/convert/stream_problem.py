@@ -180,8 +180,8 @@ class StreamState:
         """The same spaces, in bases whose leading columns carry most of all ΔW."""
         return StreamState(self.problem, {stream: self._sorted(stream) for stream in self.bases}, self.widths)
 
-    def cores(self) -> dict[Pair, Tensor]:
-        """Of each pair its layers' ΔW between the bases, whitened: ``(layers, r', r)``."""
+    def cores(self) -> dict[Pair, tuple[Tensor, Tensor]]:
+        """Of each pair its layers' ΔW between the bases, as factors: see :func:`whitened`."""
         return {pair: whitened(self._part(pair, 0), self._part(pair, 1)) for pair in self.problem.pairs}
 
     def _sorted(self, stream: str) -> Tensor:
