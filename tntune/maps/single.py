@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tntune.errors import UnsupportedError
@@ -12,6 +13,7 @@ from tntune.maps.gated import GATE, Gated
 from tntune.maps.joint import JointMap
 from tntune.maps.layout import Joined
 from tntune.maps.stack import Stack
+from tntune.maps.streams import Streams
 from tntune.maps.tensorguide import TensorGuide
 
 __all__ = ["single_site"]
@@ -25,7 +27,7 @@ def single_site(map: WeightMap, tensors: Tensors, index: int) -> tuple[WeightMap
 
     Args:
         map: A TensorGuide of named modes without a frozen start, a :class:`tntune.maps.JointMap` of a stack,
-            or gates on one of these. A map of one site is returned as it is.
+            streams, or gates on one of these. A map of one site is returned as it is.
         tensors: Its params and fixed.
         index: Which site.
 
@@ -45,6 +47,8 @@ def single_site(map: WeightMap, tensors: Tensors, index: int) -> tuple[WeightMap
     if isinstance(map, Gated):
         inner, own = single_site(map.inner, {k: t for k, t in tensors.items() if k != GATE}, index)
         return replace(map, inner=inner), {**own, GATE: tensors[GATE][index : index + 1]}
+    if isinstance(map, Streams):
+        return _of_streams(map, tensors, index)
     if isinstance(map, TensorGuide) and isinstance(map.layout, Joined) and not map.subtracts_start:
         return _of_guide(map, map.layout, tensors, index)
     stack = getattr(map, "stack", None)
@@ -69,6 +73,27 @@ def _of_stack(
         name: _at(tensors[name], dict(enumerate(node.legs)), place)
         for name, node in map.network.nodes.items()
     }
+
+
+def _of_streams(map: Streams, tensors: Tensors, index: int) -> tuple[WeightMap, dict[str, Tensor]]:
+    """The streams of the site's sides, with its coefficients alone."""
+    streams = map.inputs[index], map.outputs[index]
+    used = sorted(set(streams))
+    own = replace(
+        map,
+        sizes=tuple(map.sizes[stream] for stream in used),
+        ranks=tuple(map.ranks[stream] for stream in used),
+        inputs=(used.index(streams[0]),),
+        outputs=(used.index(streams[1]),),
+        widths=(map.widths[index],),
+    )
+    sides = map.coefficients_of(tensors, index)
+    made = {}
+    for place, stream in enumerate(used):
+        made[f"basis_{place}"] = tensors[f"basis_{stream}"]
+        rows = [side for side, other in zip(sides, streams, strict=True) if other == stream]
+        made[f"coefficients_{place}"] = torch.cat(rows, dim=1)
+    return own, made
 
 
 def _of_guide(

@@ -121,7 +121,7 @@ class Streams(WeightMap):
             )
         if self.start == "zero":
             for site in range(self.sites):
-                self._rows_of(params, site)[1].zero_()
+                self.coefficients_of(params, site)[1].zero_()
         return {name: value.to(dtype) for name, value in params.items()}, {}
 
     def factors(self, params: Tensors, fixed: Tensors) -> Factors:
@@ -134,7 +134,7 @@ class Streams(WeightMap):
     def site_factors(self, params: Tensors, fixed: Tensors, site: int) -> Factors:
         """One site's factors at their own size; the others are not generated."""
         wide, own = self._gather(params)
-        inputs, outputs = self._rows_of(wide, site)
+        inputs, outputs = self.coefficients_of(wide, site)
         down = inputs.mT @ wide[f"basis_{self.inputs[site]}"].mT
         up = wide[f"basis_{self.outputs[site]}"] @ outputs
         return Factors(down[None].to(own), up[None].to(own))
@@ -188,7 +188,7 @@ class Streams(WeightMap):
         wide, own = gather([params[name] for name in self.param_shapes])
         return dict(zip(self.param_shapes, wide, strict=True)), own
 
-    def _rows_of(self, params: Tensors, site: int) -> tuple[Tensor, Tensor]:
+    def coefficients_of(self, params: Tensors, site: int) -> tuple[Tensor, Tensor]:
         """The coefficients ``(r, w)`` of a site's down and up."""
         (first, second), width = self._first[site], self.widths[site]
         inputs, outputs = (params[f"coefficients_{own[site]}"] for own in (self.inputs, self.outputs))
