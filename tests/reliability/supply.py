@@ -24,7 +24,7 @@ __all__ = ["Part", "faults", "materials", "parts", "pins"]
 CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
 EXTRAS = ("dev", "peft", "plots", "experiments", "demo")
 ALLOWED = re.compile(
-    r"MIT|BSD|Apache|ISC|PSF|Python Software Foundation|MPL-2\.0|Mozilla|HPND|Unlicense|Zlib|CC0|BSL-1\.0",
+    r"MIT|BSD|Apache|ISC|PSF|Python Software Found|MPL-2\.0|Mozilla|HPND|Unlicense|Zlib|CC0|BSL-1\.0|CNRI",
     re.IGNORECASE,
 )
 """Licences under which parts may be used and passed on beside a BSD licence; MPL holds for its own files."""

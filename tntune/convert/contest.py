@@ -20,7 +20,7 @@ __all__ = ["Contest", "Weighed"]
 DAMPINGS = (DAMPING, 0.03, 0.3)
 """Those tried where a model judges."""
 
-GAINS = (1.1, 1.2, 1.35, 1.5)
+GAINS = (1.1, 1.2, 1.35, 1.5, 1.75, 2.0)
 """Factors of the whole ΔW tried where a model judges: least squares shrinks what it cannot represent."""
 
 
