@@ -134,10 +134,10 @@ def test_a_judge_that_likes_it_louder_gets_it(tmp_path: Path, source: Path, cali
     for method in ("joint", "svd"):
         out, lora = tmp_path / method, tmp_path / f"{method}-lora"
         report = converted(source, out, method, Task(calibration, quietness))
-        assert report.chosen.endswith(", times 1.5")
-        plain = {each.name: each for each in report.candidates}[report.chosen.removesuffix(", times 1.5")]
+        assert report.chosen.endswith(", times 2")
+        plain = {each.name: each for each in report.candidates}[report.chosen.removesuffix(", times 2")]
         assert plain.divergence is not None
-        assert same(report.divergence, 1.5 * plain.divergence)
+        assert same(report.divergence, 2.0 * plain.divergence)
         export_lora(out, lora, dtype=torch.float64)
         assert same(report.relative_error, errors(source, lora, None), factor=100)
 
