@@ -108,7 +108,8 @@ class Contest:
         self.check(budget)
         rivals = [] if method == "joint" else list(self.baselines(budget))
         if method != "svd":
-            rivals += self._weigh_all(self._joint(method, budget, self._dampings), len(self._dampings))
+            count = len(self._dampings) * (1 + self._is_judged)
+            rivals += self._weigh_all(self._joint(method, budget, self._dampings), count)
         if tolerance is not None:
             meeting = (each for each in rivals if each.error <= tolerance)
             return replace(min(meeting, key=_rating), rivals=_reports(rivals))
@@ -189,8 +190,12 @@ class Contest:
         return {name: own[name].squared(self.layers.factors(name)) ** 0.5 for name in own}
 
     @property
+    def _is_judged(self) -> bool:
+        return self.task is not None and self.task.divergence is not None
+
+    @property
     def _dampings(self) -> tuple[float, ...]:
-        return DAMPINGS if self.task and self.task.divergence else DAMPINGS[:1]
+        return DAMPINGS if self._is_judged else DAMPINGS[:1]
 
     def _forecast(self, budget: int) -> float:
         """The relative error in the norm that the better plan leaves, before it is fitted to the end."""
@@ -200,17 +205,20 @@ class Contest:
         )
 
     def _joint(self, method: str, budget: int, dampings: Iterable[float]) -> Iterator[Candidate]:
-        """Bases that all layers share; or trains over layers of one shape, mixed with SVDs, where better."""
+        """Bases that all layers share, and trains over layers of one shape, mixed with SVDs, where better.
+
+        Where no model judges only those of the two whose plan leaves less.
+        """
         streams, groups = self._streams.plan(budget), self._search.plan(budget)
         left = sum(option.squared_error for option in groups.values())
         for damping in dampings:
             norm = self.norm.damped(damping)
-            if streams is not None and streams.squared_error < left:
+            if streams is not None and (self._is_judged or streams.squared_error < left):
                 yield self._streams.candidate(streams, norm)
-                continue
-            candidate = self._search.candidate(groups, norm)
-            if candidate.pieces and (candidate.joint or method == "joint"):
-                yield candidate
+            if streams is None or self._is_judged or left <= streams.squared_error:
+                candidate = self._search.candidate(groups, norm)
+                if candidate.pieces and (candidate.joint or method == "joint"):
+                    yield candidate
 
     def _weigh_all(self, candidates: Iterable[Candidate], count: int) -> list[Weighed]:
         weighed = []
