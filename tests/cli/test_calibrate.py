@@ -48,7 +48,7 @@ def test_a_calibration_is_made_and_weighs_the_candidates(place: Path) -> None:
     options = ("--params", 0.35, "--calibration", "c.safetensors")  # auto is the default then
     ran = tntune("convert", "lora", "-o", "one", *options, "--json")
     assert ran.code == 0
-    assert ran.json["chosen"] == "joint, task, damping 0.1"
+    assert ran.json["chosen"] == "joint by size, task, damping 0.1"
     assert [each["divergence"] for each in ran.json["candidates"]] == [None] * 5
     ran = tntune("convert", "lora", "-o", "two", *options, "--model", "calibrating_network:held_out")
     assert ran.code == 0

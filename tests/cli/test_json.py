@@ -178,6 +178,7 @@ PLAN_KEYS = {
     "flops",
     "peak_entries",
     "applied",
+    "generated",
     "advice",
     "site",
 } | {
