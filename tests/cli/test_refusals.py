@@ -183,7 +183,7 @@ def test_other_commands(tmp_path: Path) -> None:
         ("no adapted layer in common", ("verify", lora, other)),
         ("--tolerance must be at least 0, not nan", ("verify", lora, lora, "--tolerance", "nan")),
         ("must be 'TENSORGUIDE', not 'LORA'", ("export", lora, "-o", out)),
-        ("without --dtype, not 'gguf'", ("export", lora, "-o", out, "--to", "gguf")),
+        ("without --dtype or --jobs, not 'gguf'", ("export", lora, "-o", out, "--to", "gguf")),
         ("must be one of float32", ("export", lora, "-o", out, "--dtype", "float8")),
         ("must be 'TENSORGUIDE', not 'LORA'", ("round", lora, "-o", out, "--params", 0.5)),
         ("given: none", ("round", lora, "-o", out)),
