@@ -11,6 +11,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+from tests.support import processes
 from tests.support.models import Block
 from tests.support.tolerance import close
 from tntune.adapters import AdapterSpec, FactorGenerator, adapt
@@ -98,17 +99,17 @@ def test_training_lowers_the_loss(spec: AdapterSpec, device: torch.device) -> No
 def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
     """DistributedDataParallel over gloo: each half of the batch on its own process, averaged."""
     names = ("latent", "concat", "nonlinear", "lotr", "joint")
-    torch.multiprocessing.spawn(_worker, args=(names, str(tmp_path)), nprocs=2)
+    outcomes = processes.run(_gradients_of_a_half, names, folder=tmp_path)
+    assert [outcome.error for outcome in outcomes] == ["", ""]
     for name in names:
         model = tower(SPECS[name])
         _start(model)
         (model(batch(8)) - 1).square().mean().backward()
-        for rank in (0, 1):
-            found = torch.load(tmp_path / f"{name}-{rank}.pt")
-            assert set(found) == set(trained(model))
+        for outcome in outcomes:
+            assert set(outcome.value[name]) == set(trained(model))
             for key, parameter in trained(model).items():
                 assert parameter.grad.any()
-                assert close(found[key], parameter.grad)
+                assert close(outcome.value[name][key], parameter.grad)
 
 
 @pytest.mark.skipif(
@@ -142,15 +143,14 @@ def _start(model: nn.Module) -> None:
             parameter.add_(0.1)
 
 
-def _worker(rank: int, names: tuple[str, ...], folder: str) -> None:
-    torch.set_num_threads(1)
-    store = f"file://{folder}/rendezvous"
-    distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+def _gradients_of_a_half(names: tuple[str, ...]) -> dict[str, dict[str, Tensor]]:
+    """By name of a specification, what this process has after one backward on its half of the batch."""
+    found = {}
     for name in names:
         model = tower(SPECS[name])
         _start(model)
-        wrapped = DistributedDataParallel(model)
-        half = batch(8)[4 * rank : 4 * rank + 4]
+        half = batch(8).chunk(2)[distributed.get_rank()]
+        wrapped = DistributedDataParallel(model)  # alive during backward: its hooks average
         (wrapped(half) - 1).square().mean().backward()
-        torch.save({key: p.grad for key, p in trained(model).items()}, f"{folder}/{name}-{rank}.pt")
-    distributed.destroy_process_group()
+        found[name] = {key: parameter.grad for key, parameter in trained(model).items()}
+    return found

@@ -15,7 +15,7 @@ from peft import PeftModel, get_peft_model
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tests.peft.workers import training
-from tests.peft.workers.processes import run
+from tests.support.processes import run
 from tests.support.tolerance import close
 from tntune.errors import SpecError, TargetError, UnsupportedError
 from tntune.peft import SharedTensorGuideConfig, TensorGuideCallback, TensorGuideConfig

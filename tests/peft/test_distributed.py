@@ -12,8 +12,8 @@ pytest.importorskip("peft")
 from safetensors.torch import load_file
 
 from tests.peft.workers import training
-from tests.peft.workers.processes import Outcome, run
 from tests.peft.workers.training import CONFIGS, State
+from tests.support.processes import Outcome, run
 from tests.support.tolerance import TOLERANCE, close
 
 pytestmark = [

@@ -33,7 +33,7 @@ __all__ = ["TRIALS", "Trial", "floors"]
 EXTRAS = "dev,peft,plots,experiments"
 NAMED = ("torch", "numpy", "scipy", "tensorly", "tensorly-torch", "opt_einsum", "safetensors", "peft")
 COPIED = ("tntune", "tests", "theory", "examples", "docs", "conftest.py", "pyproject.toml", "LICENSE")
-FOLDERS = ("contract", "tt", "maps", "adapters", "checkpoint", "peft")
+FOLDERS = ("contract", "tt", "maps", "adapters", "checkpoint", "convert", "peft", "plugins", "cli")
 """Folders of tests that a change of versions could break."""
 
 
