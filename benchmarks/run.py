@@ -1,10 +1,10 @@
 """Run the benchmarks, write their tables to `results/`, and say which bars are met.
 
-    python benchmarks/run.py --all                 # every script but auto_ranks
+    python benchmarks/run.py --all                 # every script but auto_ranks and family_table
     python benchmarks/run.py --all --quick --readme  # small sizes, into a folder of its own: does it all run?
     python benchmarks/run.py layer generator       # these only
     python benchmarks/run.py --all --json          # the records on stdout as one JSON document
-    python benchmarks/run.py --readme              # rewrite the README's bars and the tables of docs/cost.md
+    python benchmarks/run.py --readme              # rewrite the README's figures and bars, and docs/cost.md
 
 A table is what a script prints; a record is one of its rows by column. Nothing is judged but the bars below.
 """
@@ -24,6 +24,7 @@ from pathlib import Path
 
 import torch
 from common.chart import chart
+from common.figures import cell, figures
 
 HERE = Path(__file__).parent
 README, COST = HERE.parent / "README.md", HERE.parent / "docs" / "cost.md"
@@ -31,11 +32,12 @@ SMALL_GPT2 = ("--layers", "12", "--rows", "4", "--tokens", "256", "--rounds", "5
 VARIANTS: dict[str, dict[str, tuple[str, ...]]] = {
     "layer": {"layer": (), "layer_7b_up": ("--outputs", "11008", "--rounds", "7")},
     "peft_step": {"peft_step": SMALL_GPT2},
+    "tt_svd": {"tt_svd": ("--size", "24")},
 }
 """Arguments by name of the table, where it is not the script's own with its defaults."""
 
-BY_NAME = ("auto_ranks",)
-"""What takes longer than all the rest, and is run where it is named."""
+BY_NAME = ("auto_ranks", "family_table")
+"""What takes longer than all the rest, and what reads records of experiments: run where named."""
 
 FEW = ("--rounds", "2")
 QUICK = {
@@ -79,10 +81,8 @@ class Bar:
 
     def found(self, records: list[dict[str, str]]) -> float | None:
         """The ratio, where the table has the row."""
-        for record in records:
-            if all(any(text == cell for cell in record.values()) for text in self.row):
-                return float(re.findall(r"[\d.]+", record[self.column])[0])
-        return None
+        found = cell(records, self.row, self.column)
+        return None if found is None else float(re.findall(r"[\d.]+", found)[0])
 
     def line(self, ratio: float | None) -> str:
         """A row of the table of bars."""
@@ -207,6 +207,7 @@ def main() -> int:
     failed = [name for name in wanted if not run(name, results, quick=options.quick)]
     if options.readme:
         fill(readme, "benchmarks", bars(results))
+        fill(readme, "figures", figures(records(results)))
         if (results / "cost.md").exists():
             fill(cost, "cost", (results / "cost.md").read_text("utf-8").splitlines()[2:])
     print(json.dumps(records(results), indent=2) if options.json else "\n".join(bars(results)))

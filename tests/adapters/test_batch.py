@@ -358,7 +358,7 @@ def test_merging_and_switching_return_to_the_same_bits() -> None:
 
 def test_a_pass_with_gradient_forgets_what_evaluation_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """As a layer alone does: an optimiser that writes through ``.data`` leaves no trace on an accelerator."""
-    monkeypatch.setattr("tntune.adapters.cache._copy", lambda tensor: None)
+    monkeypatch.setattr("tntune.adapters.cache._comparison", lambda tensor: None)
     model = tower()
     with torch.no_grad():
         before = model(batch())
@@ -368,6 +368,33 @@ def test_a_pass_with_gradient_forgets_what_evaluation_kept(monkeypatch: pytest.M
         after = model(batch())
         assert not torch.equal(after, before)
         assert close(after, model.forward(batch()))
+
+
+def test_a_pass_without_gradient_launches_nothing_where_nothing_is_shared() -> None:
+    """Nor does a later call of a layer generate: what it applies is kept."""
+    model, x = tower(), batch()
+    model.order = []
+    with torch.no_grad(), Launches() as mode:
+        model(x)
+    assert mode.count == 0
+
+
+@pytest.mark.parametrize("method", ["lotr", "joint"])
+def test_a_pass_without_gradient_makes_shared_sites_once(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+    sites = FactorGenerator._sites
+    monkeypatch.setattr(FactorGenerator, "_sites", lambda *args: made.append(1) or sites(*args))
+    model = tower(AdapterSpec(width=None if method == "lotr" else 4, rank=2, method=method, start="random"))
+    with torch.no_grad():
+        first = model(batch())
+        assert torch.equal(model(batch()), first)
+        assert len(made) == 1
+        next(iter(trained(model).values())).data.mul_(2)  # without a trace but in the bytes
+        assert not torch.equal(model(batch()), first)
+        assert close(model(batch()), model.forward(batch()))
+    assert len(made) == 2
 
 
 # Recomputation.

@@ -1,6 +1,7 @@
 """FactorCache: generated factors, kept while nothing that they come from has changed."""
 
 from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -17,7 +18,7 @@ class FactorCache:
     Nothing is kept where a gradient is wanted, under ``torch.func``, while ``torch.compile`` traces, and for
     tensors that are no plain ones of torch. A change is noticed by identity, version and place of every
     tensor, which covers optimiser steps, ``load_state_dict``, moves, casts and any other in-place operation
-    of torch. On the CPU the values are compared as well, so that writes through ``.data`` are noticed too;
+    of torch. On the CPU the bytes are compared as well, so that writes through ``.data`` are noticed too;
     on an accelerator that would wait for the device, and such a write must be followed by :meth:`clear`.
 
     Copies and pickles of a cache are empty. Cost of a hit: one comparison of the tensors (they are small:
@@ -68,17 +69,17 @@ class _Kept:
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self.entries: dict[Hashable, Any] = {}
-        self._states = [(t, t._version, t.data_ptr(), _copy(t)) for t in tensors]
+        self._states = [(t, t._version, t.data_ptr(), _comparison(t)) for t in tensors]
         self._inference = torch.is_inference_mode_enabled()
 
     def holds(self, tensors: Sequence[Tensor]) -> bool:
         """Whether the tensors are as they were, and what is kept may be used in this mode."""
         if self._inference != torch.is_inference_mode_enabled():
             return False
-        for tensor, (known, version, place, copy) in zip(tensors, self._states, strict=True):
+        for tensor, (known, version, place, is_same) in zip(tensors, self._states, strict=True):
             if tensor is not known or tensor._version != version or tensor.data_ptr() != place:
                 return False
-            if copy is not None and not torch.equal(copy, tensor):
+            if is_same is not None and not is_same():
                 return False
         return True
 
@@ -93,6 +94,15 @@ def _is_plain(tensor: Tensor) -> bool:
     return type(tensor) in (Tensor, nn.Parameter) and not wrapped and not tensor.is_inference()
 
 
-def _copy(tensor: Tensor) -> Tensor | None:
-    """The values, where a comparison does not wait for a device."""
-    return tensor.detach().clone() if tensor.device.type == "cpu" else None
+def _comparison(tensor: Tensor) -> Callable[[], bool] | None:
+    """What compares the values with those of now, where that does not wait for a device.
+
+    Bytes are several times faster than ``torch.equal`` for tensors as small as cores.
+    """
+    if tensor.device.type != "cpu":
+        return None
+    if not tensor.is_contiguous() or tensor.is_neg():
+        return partial(torch.equal, tensor.detach().clone(), tensor.detach())
+    here = tensor.detach().reshape(-1).view(torch.uint8).numpy().data
+    known = bytes(here)
+    return lambda: bytes(here) == known

@@ -21,6 +21,11 @@ class GeneratedLayer(Protocol):
         """Those that a forward of the layer would call now."""
         ...
 
+    @property
+    def is_sharing(self) -> bool:
+        """Whether one of its generators serves other layers as well."""
+        ...
+
 
 class ForwardPass:
     """Hooks of a model: before its forward the factors of many layers are made in one go.
@@ -29,7 +34,8 @@ class ForwardPass:
     by one contraction (:class:`tntune.adapters.batch.Batch`). The layers then read their slices, so that the
     number of contractions does not grow with the depth. A layer that is called without the model around it
     generates alone, with the same result, and so do all under ``torch.func``, forward-mode differentiation
-    and a ``torch.compile`` of the whole model.
+    and a ``torch.compile`` of the whole model. In a pass without gradient, layers that share nothing keep
+    what they made, and nothing is done for them here.
 
     Args:
         model: The module whose call is a pass.
@@ -50,6 +56,7 @@ class ForwardPass:
         self.layers = tuple(layers)
         self._known: list[tuple[FactorGenerator, WeightMap]] = []
         self._batches: list[Batch] = []
+        self._begun: list[FactorGenerator] = []
         self._handles = (
             model.register_forward_pre_hook(self._begin),
             model.register_forward_hook(self._end, always_call=True),
@@ -63,19 +70,25 @@ class ForwardPass:
     def _begin(self, model: nn.Module, inputs: object) -> None:
         if torch.compiler.is_compiling() or not is_plain():
             return
-        active = list(dict.fromkeys(g for layer in self.layers for g in layer.active_generators()))
-        known = [(generator, generator.map) for generator in active]
-        if known != self._known:
-            self._known, self._batches = known, batches(active)
-        for generator in active:
+        with_gradient = torch.is_grad_enabled()
+        layers = [layer for layer in self.layers if with_gradient or layer.is_sharing]
+        self._begun = list(dict.fromkeys(g for layer in layers for g in layer.active_generators()))
+        for generator in self._begun:
             generator.begin()
-        for batch in self._batches:
+        for batch in self._batched() if with_gradient else ():
             batch.begin()
+
+    def _batched(self) -> list[Batch]:
+        """The batches of the generators of this pass, which are sought where those are other ones."""
+        known = [(generator, generator.map) for generator in self._begun]
+        if known != self._known:
+            self._known, self._batches = known, batches(self._begun)
+        return self._batches
 
     def _end(self, model: nn.Module, inputs: object, output: object) -> None:
         if torch.compiler.is_compiling():
             return
-        for generator, _ in self._known:
+        for generator in self._begun:
             generator.end()
 
 

@@ -99,7 +99,7 @@ class FactorGenerator(nn.Module):
         """
         kept = None if site is None or torch.compiler.is_compiling() else self._ready(site)
         if kind is Chains:
-            return kept or (self._products() if self._halves else Chains.of(self._whole(site)))
+            return kept or (self._products() if self._halves else self._chains(site))
         if kept is None or len(kept.down) > 1:
             return self._whole(site)
         return Factors(kept.down[0][None], kept.up[0][None])
@@ -119,14 +119,12 @@ class FactorGenerator(nn.Module):
         Raises:
             UnsupportedError: Where FSDP2 has not gathered the params, or has freed them again already.
         """
-        own, even = self.own(), self.map.sites > 1 and self.map.is_even
-        if not even or self.map.resampled or any(tensor.is_inference() for tensor in own):
+        if self.map.sites == 1 or not self.map.is_even or self.map.resampled:
             return
-        factors, record = self(), Record()
-        if not factors.down.untyped_storage().size():  # views of what was gathered and freed again
-            self._refuse_unit()
-        sites = [Chains((down,), (up,)) for down, up in slices(record, factors)]
-        self._generation.open(own, sites, record)
+        own, record = self.own(), Record()
+        if not any(tensor.is_inference() for tensor in own):
+            sites = self._cache.factors(own, Record, lambda: self._sites(record))
+            self._generation.open(own, sites, record)
 
     def open(self, sites: Sequence[Chains], record: Record, first: int) -> None:
         """Begin a pass with what was generated elsewhere: slices ``first ..`` of a record."""
@@ -160,7 +158,8 @@ class FactorGenerator(nn.Module):
 
     def own(self) -> list[Tensor]:
         """Params and fixed, in the order of the map's names."""
-        return [getattr(self, name) for name in self._names]
+        held = {**self._parameters, **self._buffers}  # where wrappers leave them; otherwise attributes
+        return [held[name] if name in held else getattr(self, name) for name in self._names]  # type: ignore[misc]
 
     def tensors(self) -> dict[str, Tensor]:
         """Params and fixed, detached, by flat name: what a checkpoint stores."""
@@ -197,6 +196,19 @@ class FactorGenerator(nn.Module):
             self._refuse_unit()
         drawn = self._drawn()
         return self._factors(drawn, site) if drawn else self.stored(site)
+
+    def _sites(self, record: Record) -> tuple[Chains, ...]:
+        """The matrices of every site."""
+        factors = self()
+        if not factors.down.untyped_storage().size():  # views of what was gathered and freed again
+            self._refuse_unit()
+        return tuple(Chains((down,), (up,)) for down, up in slices(record, factors))
+
+    def _chains(self, site: int | None) -> Chains:
+        """The whole factors as chains, kept where they are generated."""
+        if not self._is_generated or (self.training and self.map.resampled):
+            return Chains.of(self._whole(site))
+        return self._cache.factors(self.own(), (Chains, site), lambda: Chains.of(self._whole(site)))
 
     def _products(self) -> Chains:
         """The factors as products, kept as whole factors are."""

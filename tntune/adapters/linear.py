@@ -91,6 +91,11 @@ class AdaptedLinear(nn.Module):
         """The generators that a forward calls now: none while the adapter is merged or switched off."""
         return () if self.merged or not self.enabled else (self.generator,)
 
+    @property
+    def is_sharing(self) -> bool:
+        """Whether the generator serves other layers as well."""
+        return self.generator.map.sites > 1
+
     def forward(self, x: Tensor) -> Tensor:
         """``(..., in_features)`` to ``(..., out_features)``, in the dtype of the base's output."""
         y: Tensor = self.base(x)

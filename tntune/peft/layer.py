@@ -101,6 +101,11 @@ class TensorGuideLayer(BaseTunerLayer):
         own = (self.generator(name) for name in self.active_adapters if name in self.tensorguide_site)
         return tuple(each for each in own if isinstance(each, FactorGenerator))
 
+    @property
+    def is_sharing(self) -> bool:
+        """Whether the generator of an adapter serves other layers as well."""
+        return any(group for group, _ in self.tensorguide_site.values())
+
     def chains(self, adapter: str) -> Chains:
         """The matrices of one adapter, as this call applies them.
 
