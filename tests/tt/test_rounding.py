@@ -14,7 +14,7 @@ from tntune.tt.algebra import add, relative_error, scale, subtract
 from tntune.tt.decompose import tt_svd
 from tntune.tt.orthogonal import bond_spectra
 from tntune.tt.rank_rule import RankRule, shrink_path, working_precision
-from tntune.tt.rounding import round_tt
+from tntune.tt.rounding import Rounding, round_tt
 from tntune.tt.train import (
     Train,
     cores,
@@ -176,6 +176,22 @@ def test_the_scale_does_not_matter(scale_by: float) -> None:
     plain, scaled = (round_tt(y, RankRule(tolerance=0.3)) for y in (x, scale(x, scale_by)))
     assert plain.ranks == scaled.ranks
     assert close(dense(scaled.value) / scale_by, dense(plain.value))
+
+
+@given(decaying(), st.lists(TOLERANCES, min_size=1, max_size=3))
+def test_one_rounding_serves_many_rules(x: Train, tolerances: list[float]) -> None:
+    """What was asked before leaves no trace, and the spectra are those of the train itself."""
+    rounding = Rounding(x)
+    for tolerance in tolerances:
+        rule = RankRule(tolerance=tolerance)
+        own, alone = rounding(rule), round_tt(x, rule)
+        assert own.error == alone.error
+        assert all(map(torch.equal, cores(own.value), cores(alone.value)))
+    assert rounding.sizes == merged_modes(x)
+    spectra = bond_spectra(x)
+    assert len(rounding.spectra()) == len(spectra)
+    for found, wanted in zip(rounding.spectra(), spectra, strict=True):
+        assert close(found, wanted)
 
 
 def test_values_are_left_orthogonal_and_plain_memory() -> None:

@@ -20,10 +20,9 @@ from tntune.maps.site import Site
 from tntune.maps.tensorguide import TensorGuide
 from tntune.tt.decompose import tt_svd
 from tntune.tt.linalg import r_factor
-from tntune.tt.orthogonal import bond_spectra
 from tntune.tt.rank_rule import RankRule, ShrinkStep, shrink_path
-from tntune.tt.rounding import round_tt
-from tntune.tt.train import Train, cores, merged_modes
+from tntune.tt.rounding import Rounding
+from tntune.tt.train import cores
 
 __all__ = ["DEFAULT_LAYOUTS", "DeltaEncoder", "stored"]
 
@@ -59,7 +58,7 @@ class DeltaEncoder(Encoder):
         self.dtype = dtype
         self.activation = activation
         self.original = original
-        self._trains: dict[str, Train] = {}
+        self._trains: dict[str, Rounding] = {}
         self._paths: dict[str, list[ShrinkStep]] = {}
 
     @property
@@ -89,7 +88,7 @@ class DeltaEncoder(Encoder):
     def path(self, layout: str) -> list[ShrinkStep]:
         if layout not in self._paths:
             train = self._train(layout)
-            self._paths[layout] = shrink_path(bond_spectra(train), merged_modes(train))
+            self._paths[layout] = shrink_path(train.spectra(), train.sizes)
         return self._paths[layout]
 
     def encode(self, option: Option) -> Encoded:
@@ -115,7 +114,7 @@ class DeltaEncoder(Encoder):
 
     def _guided(self, option: Option) -> Encoded:
         """The train rounded to the option's ranks, its width no larger than the bond that feeds it."""
-        rounded = cores(round_tt(self._train(option.layout), RankRule(ranks=option.ranks)).value)
+        rounded = cores(self._train(option.layout)(RankRule(ranks=option.ranks)).value)
         layout = self._layout(option.layout)
         sizes = list(layout.sizes)
         if option.layout.endswith(" w") and rounded[-1].shape[0] < sizes[-1]:
@@ -143,11 +142,11 @@ class DeltaEncoder(Encoder):
             raise UnsupportedError(f"conversion needs a joined layout, not {pattern!r}")
         return layout
 
-    def _train(self, pattern: str) -> Train:
-        """The exact train of both factors, in this layout."""
+    def _train(self, pattern: str) -> Rounding:
+        """The exact train of both factors, in this layout, ready to be rounded."""
         if pattern not in self._trains:
             target = self._layout(pattern).write(self.balanced.down[None], self.balanced.up[None])
-            self._trains[pattern] = tt_svd(target).value
+            self._trains[pattern] = Rounding(tt_svd(target).value)
         return self._trains[pattern]
 
 

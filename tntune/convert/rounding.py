@@ -25,10 +25,9 @@ from tntune.maps.latent import Latent
 from tntune.maps.lora import LoRA
 from tntune.maps.tensorguide import TensorGuide
 from tntune.tt.decompose import tt_svd
-from tntune.tt.orthogonal import bond_spectra
 from tntune.tt.rank_rule import RankRule, ShrinkStep, shrink_path
-from tntune.tt.rounding import round_tt
-from tntune.tt.train import cores, merged_modes
+from tntune.tt.rounding import Rounding
+from tntune.tt.train import cores
 
 __all__ = ["SiteEncoder", "round_adapter"]
 
@@ -68,7 +67,7 @@ class SiteEncoder(Encoder):
         self.dtype = encoded.tensors[next(iter(map.param_shapes))].dtype
         self.encoded = encoded
         self.function = _function(encoded)
-        self._train = _exact_train(map, encoded.tensors, factors_of(encoded))
+        self._train = Rounding(_exact_train(map, encoded.tensors, factors_of(encoded)))
         self._path: list[ShrinkStep] = []
 
     @property
@@ -87,7 +86,7 @@ class SiteEncoder(Encoder):
 
     def path(self, layout: str) -> list[ShrinkStep]:
         if not self._path:
-            self._path = shrink_path(bond_spectra(self._train), merged_modes(self._train))
+            self._path = shrink_path(self._train.spectra(), self._train.sizes)
         return self._path
 
     def at(self, layout: str, ranks: Sequence[int]) -> Option:
@@ -99,7 +98,7 @@ class SiteEncoder(Encoder):
     def encode(self, option: Option) -> Encoded:
         if option.method == "kept":
             return self.encoded
-        train = round_tt(self._train, RankRule(ranks=option.ranks)).value
+        train = self._train(RankRule(ranks=option.ranks)).value
         map = replace(self.map, ranks=tuple(train.rank), latent=Latent(), start="random")
         tensors = (stored(core, self.dtype) for core in cores(train))
         return Encoded(replace(self.site, map=map), dict(zip(map.param_shapes, tensors, strict=True)))

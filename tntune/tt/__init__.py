@@ -18,7 +18,7 @@ from tntune.tt.linalg import r_factor, safe_svd, thin_qr
 from tntune.tt.modes import Modes, auto_modes
 from tntune.tt.orthogonal import bond_spectra, orthogonalize
 from tntune.tt.rank_rule import RankRule, ShrinkStep, allocate_ranks, shrink_path
-from tntune.tt.rounding import round_tt
+from tntune.tt.rounding import Rounding, round_tt
 from tntune.tt.train import (
     Train,
     cores,
@@ -38,6 +38,7 @@ __all__ = [
     "Modes",
     "RankRule",
     "Rounded",
+    "Rounding",
     "ShrinkStep",
     "Train",
     "add",
