@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from random import Random
 from statistics import median, quantiles
 
 Run = Callable[[], object]
@@ -26,13 +27,17 @@ def wall_seconds(run: Run, repeats: int = 1) -> float:
 def in_turn(
     runs: Mapping[str, Run], rounds: int, *, clock: Callable[[Run], float] = cpu_seconds
 ) -> dict[str, list[float]]:
-    """The times of every route over some rounds, after one call of each that is not counted."""
+    """The times of every route over some rounds, after one call of each that is not counted.
+
+    Every round has an order of its own, the same in every run: who comes first meets a cache that another left.
+    """
     for run in runs.values():
         run()
     times: dict[str, list[float]] = {name: [] for name in runs}
+    orders = Random(0)
     for _ in range(rounds):
-        for name, run in runs.items():
-            times[name].append(clock(run))
+        for name in orders.sample(list(runs), len(runs)):
+            times[name].append(clock(runs[name]))
     return times
 
 
