@@ -29,7 +29,7 @@ def in_turn(
 ) -> dict[str, list[float]]:
     """The times of every route over some rounds, after one call of each that is not counted.
 
-    Every round has an order of its own, the same in every run: who comes first meets a cache that another left.
+    Every round has an order of its own, the same in every run: each meets the cache that another left.
     """
     for run in runs.values():
         run()
