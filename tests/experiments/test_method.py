@@ -59,7 +59,15 @@ def test_no_two_latents_are_alike() -> None:
     "table",
     [
         {"label": "a", "method": "lora"},
-        {"label": "b", "method": "lora", "width": 4, "scale": 2.0, "spread": 0.1, "activation": "relu"},
+        {
+            "label": "b",
+            "method": "lora",
+            "width": 4,
+            "scale": 2.0,
+            "per_width": True,
+            "spread": 0.1,
+            "activation": "relu",
+        },
         {"label": "c", "method": "tensorguide", "width": 4, "layout": "concat", "latent": "fixed"},
         {"label": "d", "method": "lorta", "head_dim": 8},
         {"label": "e", "method": "head"},
@@ -84,7 +92,10 @@ def test_the_tables_of_all_settings_are_kept() -> None:
         ({"label": "x", "method": "lotr", "layout": "concat"}, "'lotr' has neither layout nor latent"),
         ({"label": "x", "method": "lora", "colour": "red"}, r"x: missing \[\], unknown \['colour'\]"),
         ({"label": "x", "method": "head", "width": 2}, r"unknown \['width'\]"),
-        ({"label": "x", "method": "head", "scale": 2.0}, "'head' has no activation, scale or spread"),
+        (
+            {"label": "x", "method": "head", "scale": 2.0},
+            "has no activation, scale, per_width or spread",
+        ),
         ({"label": "x", "method": "exact"}, "a map is for method 'exact' alone"),
         ({"label": "x", "method": "lora", "map": {}}, "a map is for method 'exact' alone"),
         ({"label": "x", "method": "lora", "params": 9}, "budgets are the experiment's, not params=9"),
@@ -102,3 +113,12 @@ def test_only_methods_without_a_given_size_are_sized() -> None:
     sized = [method(), method("tensorguide", width=4), method("lotr")]
     given = [method("lora", width=4), method("tensorguide", rank=4), method("head")]
     assert [m.is_sized for m in (*sized, *given)] == [True] * 3 + [False] * 3
+
+
+def test_a_scale_per_width_is_divided_by_it() -> None:
+    targets = {"a": (24, 24), "b": (24, 24)}
+    table = {"label": "LoTR", "method": "lotr", "rank": 3, "scale": 2.0, "per_width": True}
+    (group,) = Method.from_table(table).groups(targets, None)
+    assert group.map.width == 3
+    assert group.scales == (2.0 / 3, 2.0 / 3)
+    assert Method.from_table({**table, "per_width": False}).groups(targets, None)[0].scales == (2.0, 2.0)

@@ -24,7 +24,7 @@ EXACT = "exact"
 Targets = Mapping[str, Sizes]
 """``(in_features, out_features)`` of every target by its path."""
 
-_OWN = ("label", "activation", "scale", "spread", "map")
+_OWN = ("label", "activation", "scale", "per_width", "spread", "map")
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Method:
         map: The JSON of the one exact map.
         activation: Name of σ; for a nonlinear one units start in opposite pairs.
         scale: s in ``y = base(x) + s up σ(down x)``.
+        per_width: Whether s is divided by the width of the map, as where a source has ``alpha / r``.
         spread: Standard deviation of normal entries that replace the maps' own start; None keeps it.
 
     Raises:
@@ -54,6 +55,7 @@ class Method:
     map: dict[str, Any] | None = None
     activation: str = "identity"
     scale: float = 1.0
+    per_width: bool = False
     spread: float | None = None
 
     def __post_init__(self) -> None:
@@ -63,8 +65,9 @@ class Method:
             raise SpecError(f"{self.label}: a map is given as it is, or made by a recipe, not both")
         if self.recipe is not None and self.recipe.params is not None:
             raise SpecError(f"{self.label}: budgets are the experiment's, not params={self.recipe.params}")
-        if not self.has_maps and (self.activation, self.scale, self.spread) != ("identity", 1.0, None):
-            raise SpecError(f"{self.label}: method {HEAD!r} has no activation, scale or spread")
+        own = (self.activation, self.scale, self.per_width, self.spread)
+        if not self.has_maps and own != ("identity", 1.0, False, None):
+            raise SpecError(f"{self.label}: method {HEAD!r} has no activation, scale, per_width or spread")
 
     @classmethod
     def from_table(cls, table: Mapping[str, Any]) -> "Method":
@@ -138,8 +141,11 @@ class Method:
             else:
                 made = [((path,), found) for path, found in recipe.layer_maps(targets).items()]
         return tuple(
-            Group(found, paths, (self.scale,) * len(paths), self.activation) for paths, found in made
+            Group(found, paths, (self._scale(found),) * len(paths), self.activation) for paths, found in made
         )
+
+    def _scale(self, map: WeightMap) -> float:
+        return self.scale / map.width if self.per_width else self.scale
 
 
 def size_of(map: WeightMap) -> int:
