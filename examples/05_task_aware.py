@@ -1,6 +1,6 @@
 """Where the task feels it: one LoRA at small budgets, compressed in every way, scored on held-out texts.
 
-    python examples/05_task_aware.py                    # about twenty minutes on two cores
+    python examples/05_task_aware.py                    # about half an hour on one core
     python examples/05_task_aware.py --figure out.svg   # and one figure (needs the plots extra)
 
 Columns: `error` of ΔW in the Frobenius norm; `task` the error in the task norm of a calibration on training
@@ -176,4 +176,5 @@ if __name__ == "__main__":
     chosen = parser.parse_args().figure
     made = main()
     if chosen:
-        chosen.write_text(figure(made), encoding="utf-8")
+        names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+        chosen.write_text(figure(made).replace("<svg", f"<svg {names}", 1), encoding="utf-8")
