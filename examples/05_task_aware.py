@@ -12,6 +12,7 @@ import argparse
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import docstrings
@@ -35,9 +36,9 @@ from tntune.convert import (
     model_score,
     sweep_lora,
 )
-from tntune.report.plots import curves
 
 SHARES = (0.25, 0.05, 0.02)
+AXES = {"divergence": "divergence from the LoRA", "score": "accuracy"}
 TRAIN_LAYOUT = "f1 f2 (side w)"  # feature modes, then side and width: a train of three cores for every layer
 
 
@@ -126,7 +127,7 @@ def line(row: CandidateReport) -> str:
     return f"| {row.name} | {row.params:,} | {row.bytes:,} | {cells} |"
 
 
-def figure(found: Sequence[CandidateReport]) -> str:
+def draw(found: Sequence[CandidateReport], path: Path) -> None:
     """Divergence and accuracy over parameters, as SVG."""
     kinds = {
         "plain TT-SVD": [row for row in found if row.name == "plain TT-SVD"],
@@ -136,15 +137,18 @@ def figure(found: Sequence[CandidateReport]) -> str:
         "distilled": [row for row in found if "distilled" in row.name],
     }
 
-    def drawn(read: str) -> list[tuple[str, list[float], list[float], int, str]]:
-        return [
-            (name, [row.params for row in own], [getattr(row, read) for row in own], k, "o-")
-            for k, (name, own) in enumerate(kinds.items())
-            if own
-        ]
-
-    panels = {"divergence from the LoRA": drawn("divergence"), "accuracy": drawn("score")}
-    return curves("task-aware", panels, x="parameters", y=list(panels), log_x=True)
+    drawing = import_module("matplotlib.figure").Figure(figsize=(9.6, 3.9), layout="constrained")
+    for axis, read in zip(drawing.subplots(1, 2), ("divergence", "score"), strict=True):
+        for name, own in kinds.items():
+            axis.plot([row.params for row in own], [getattr(row, read) for row in own], "o-", label=name)
+        axis.set(xlabel="parameters", xscale="log", ylabel=AXES[read])
+        sizes = [row.params for row in kinds["joint trains"]]
+        axis.set_xticks(sizes, [f"{size:,}" for size in sizes])
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+    drawing.axes[0].set_yscale("log")
+    drawing.axes[0].legend()
+    drawing.savefig(path, metadata={"Date": None})
 
 
 def part(split: Split, most: int | None) -> Split:
@@ -176,5 +180,4 @@ if __name__ == "__main__":
     chosen = parser.parse_args().figure
     made = main()
     if chosen:
-        names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-        chosen.write_text(figure(made).replace("<svg", f"<svg {names}", 1), encoding="utf-8")
+        draw(made, chosen)
