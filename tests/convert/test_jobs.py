@@ -38,7 +38,7 @@ from tntune.convert.jobs import Jobs
 from tntune.errors import NumericalError, SpecError, WorkerError
 
 RUNNING = """
-import sys
+import signal, sys
 from pathlib import Path
 from tntune.convert import ConversionSettings, Target, convert_lora
 def progress(stage, done, total):
@@ -46,6 +46,7 @@ def progress(stage, done, total):
     sys.stdout.flush()
     sys.stdin.readline()
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background ignore it
     source, output = map(Path, sys.argv[1:3])
     settings = ConversionSettings(Target(params=0.5), jobs=2)
     try:

@@ -32,6 +32,10 @@ TORCH_ON_CUDA = re.compile(r"nvidia-.+|cuda-.+|triton")
 """What torch's builds for CUDA bring along, under NVIDIA's terms; its builds for the CPU do not."""
 
 
+_JUDGEMENTS = ("License :: OSI Approved", "License :: DFSG approved")
+"""Classifiers that say who approves of a licence, and not which it is."""
+
+
 @dataclass(frozen=True)
 class Part:
     """An installed distribution that tntune needs, directly or not."""
@@ -74,8 +78,9 @@ def _licence(told: Distribution) -> str:
     if "License-Expression" in fields:
         return str(fields["License-Expression"])
     classified = [text for text in fields.get_all("Classifier") or () if text.startswith("License ::")]
-    if classified:
-        return ", ".join(text.rpartition(" :: ")[2] for text in classified)
+    named = [text.rpartition(" :: ")[2] for text in classified if text not in _JUDGEMENTS]
+    if named:
+        return ", ".join(named)
     return str(fields.get("License") or "").strip().partition("\n")[0]
 
 
