@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tests.support.maps import MAPS, TRANSFORMED, tensors_of
 from tntune.adapters import FactorGenerator
+from tntune.adapters.cache import FactorCache
 from tntune.maps import Factors, WeightMap
 
 MADE = {name: map for name, map in {**MAPS, **TRANSFORMED}.items() if map.is_generated}
@@ -194,3 +195,20 @@ def test_a_change_of_mode_forgets() -> None:
     kept = generator()
     assert generator.eval()() is kept
     assert generator.train()() is not kept
+
+
+def test_storage_that_is_freed_and_filled_again_is_noticed() -> None:
+    """As FSDP does it with gathered tensors: being kept must not hinder it."""
+    core, cache = nn.Parameter(torch.ones(3, 4)), FactorCache()
+
+    def kept() -> Factors:
+        return cache.factors([core], None, lambda: Factors(core.detach().clone(), core.detach().clone()))
+
+    with torch.no_grad():
+        first = kept()
+        core.untyped_storage().resize_(0)
+        assert cache.factors([core], None, lambda: first) is first  # made anew: nothing can be compared
+        core.untyped_storage().resize_(48)
+        core.data.fill_(2)
+        assert torch.equal(kept().down, torch.full((3, 4), 2.0))
+        assert kept() is kept()
