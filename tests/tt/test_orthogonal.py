@@ -10,7 +10,8 @@ from tests.support.oracles import spectra_of
 from tests.support.strategies import HALF, WIDE, random_train, regauged, trains
 from tests.support.tolerance import close
 from tntune.errors import ModeError, NumericalError
-from tntune.tt.orthogonal import bond_spectra, orthogonalize
+from tntune.tt.orthogonal import orthogonalize
+from tntune.tt.rounding import bond_spectra
 from tntune.tt.train import Train, cores, dense, flatten, modes, ranks, tt_tensor, working_cores
 
 DOUBLE = (torch.float64, torch.complex128)

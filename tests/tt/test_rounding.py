@@ -12,9 +12,8 @@ from tests.support.tolerance import close
 from tntune.errors import NumericalError, RankError
 from tntune.tt.algebra import add, relative_error, scale, subtract
 from tntune.tt.decompose import tt_svd
-from tntune.tt.orthogonal import bond_spectra
 from tntune.tt.rank_rule import RankRule, shrink_path, working_precision
-from tntune.tt.rounding import Rounding, round_tt
+from tntune.tt.rounding import Rounding, bond_spectra, round_tt
 from tntune.tt.train import (
     Train,
     cores,

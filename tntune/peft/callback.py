@@ -15,7 +15,7 @@ from tntune.maps.base import positive
 from tntune.peft.layer import TensorGuideLayer
 from tntune.theory.environment import left_overlaps, right_overlaps
 from tntune.theory.precondition import core_groups
-from tntune.tt.orthogonal import bond_spectra
+from tntune.tt.rounding import bond_spectra
 from tntune.tt.train import tt_tensor
 
 __all__ = ["TensorGuideCallback"]

@@ -14,9 +14,8 @@ from tntune.maps.base import Factors, Shape
 from tntune.plugins.basis import Basis, basis_change, check_optimizer, swap_parameter
 from tntune.plugins.branch import Branch, Chain, chains, with_ranks
 from tntune.tt.linalg import r_factor
-from tntune.tt.orthogonal import bond_spectra
 from tntune.tt.rank_rule import RankRule, ShrinkStep, shrink_path
-from tntune.tt.rounding import round_tt
+from tntune.tt.rounding import bond_spectra, round_tt
 from tntune.tt.train import Train, cores, merged_modes, tt_tensor
 
 __all__ = ["BranchChange", "RankReport", "product_norm", "prune_bonds", "share_budget"]

@@ -11,7 +11,8 @@ from tntune.maps.base import Tensors, WeightMap
 from tntune.maps.latent_train import LatentTrain
 from tntune.maps.tensorguide import TensorGuide
 from tntune.maps.tt_lora import TTLoRA
-from tntune.tt.orthogonal import bond_spectra, orthogonalize
+from tntune.tt.orthogonal import orthogonalize
+from tntune.tt.rounding import bond_spectra
 from tntune.tt.train import Train, cores, merged_modes, tt_tensor
 
 __all__ = ["GaugeFixedSpectrum", "canonicalize", "gauge_fixed_spectrum", "map_trains"]

@@ -16,9 +16,9 @@ from tntune.tt.decompose import tt_matrix_svd, tt_svd
 from tntune.tt.gaussian import gaussian
 from tntune.tt.linalg import r_factor, safe_svd, thin_qr
 from tntune.tt.modes import Modes, auto_modes
-from tntune.tt.orthogonal import bond_spectra, orthogonalize
+from tntune.tt.orthogonal import orthogonalize
 from tntune.tt.rank_rule import RankRule, ShrinkStep, allocate_ranks, shrink_path
-from tntune.tt.rounding import Rounding, round_tt
+from tntune.tt.rounding import Rounding, bond_spectra, round_tt
 from tntune.tt.train import (
     Train,
     cores,

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from tntune.errors import ModeError, NumericalError
 from tntune.tt.linalg import r_factor, safe_svd
-from tntune.tt.orthogonal import bond_spectra
 from tntune.tt.rank_rule import RankRule, allocate_ranks
+from tntune.tt.rounding import bond_spectra
 from tntune.tt.train import compute_dtype, restored, tt_tensor, unflatten
 from tntune.tt.truncation import Rounded, Sweep
 

@@ -1,13 +1,12 @@
-"""Canonical forms of a train, and the singular values of all its unfoldings without a dense tensor."""
+"""Canonical forms of a train: all weight in one core."""
 
-import torch
 from torch import Tensor
 
 from tntune.errors import ModeError
-from tntune.tt.linalg import safe_svd, thin_qr
+from tntune.tt.linalg import thin_qr
 from tntune.tt.train import Train, cores, modes, restored, working_cores
 
-__all__ = ["bond_spectra", "orthogonalize", "right_orthogonal"]
+__all__ = ["orthogonalize", "right_orthogonal"]
 
 
 def orthogonalize(x: Train, centre: int = -1) -> Train:
@@ -41,34 +40,6 @@ def orthogonalize(x: Train, centre: int = -1) -> Train:
     head = _left_orthogonal(own[: centre + 1])
     tail = right_orthogonal([head[-1], *own[centre + 1 :]])
     return restored([*head[:-1], *tail], modes(x), cores(x)[0].dtype)
-
-
-@torch.no_grad()
-def bond_spectra(x: Train) -> list[Tensor]:
-    """Singular values of each unfolding: those of ``dense(x).reshape(n_1 ... n_k, -1)`` for bonds 1 to K - 1.
-
-    One sweep of QRs from the right, one of SVDs from the left, in O(K n r^3); all is ``no_grad``.
-
-    Returns:
-        For each bond the r_k values in descending order, real, in the working dtype. Values that are zero in
-        exact arithmetic come out at the level of rounding.
-
-    Raises:
-        NumericalError: Where a core has an entry that is not finite.
-
-    Example:
-        >>> from tntune.tt.train import tt_tensor
-        >>> x = tt_tensor([torch.ones(1, 2, 3), torch.ones(3, 4, 1)])
-        >>> abs(bond_spectra(x)[0][0].item() ** 2 - 72.0) < 1e-3
-        True
-    """
-    rest, *others = right_orthogonal(working_cores(x))
-    spectra = []
-    for core in others:
-        _, s, vh = safe_svd(rest.flatten(0, 1))
-        spectra.append(s)
-        rest = ((s[:, None] * vh) @ core.flatten(1)).reshape(-1, *core.shape[1:])
-    return spectra
 
 
 def right_orthogonal(cores: list[Tensor]) -> list[Tensor]:

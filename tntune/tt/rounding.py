@@ -1,4 +1,4 @@
-"""Rounding of trains: the smallest ranks that meet a rule, at a measured error."""
+"""Rounding of trains at a measured error, and the singular values of their unfoldings that decide on it."""
 
 from collections.abc import Callable
 from typing import TypeAlias
@@ -13,7 +13,7 @@ from tntune.tt.rank_rule import RankRule, allocate_ranks
 from tntune.tt.train import Train, compute_dtype, cores, merged_modes, modes, restored, working_cores
 from tntune.tt.truncation import Rounded, Sweep
 
-__all__ = ["Rounding", "round_tt"]
+__all__ = ["Rounding", "bond_spectra", "round_tt"]
 
 _EXACT = RankRule()
 _SVD: TypeAlias = tuple[Tensor, Tensor, Tensor]
@@ -49,6 +49,27 @@ def round_tt(x: Train, rule: RankRule = _EXACT) -> Rounded:
     Reference: Oseledets (2011), algorithm 2.
     """
     return Rounding(x)(rule)
+
+
+def bond_spectra(x: Train) -> list[Tensor]:
+    """Singular values of each unfolding: those of ``dense(x).reshape(n_1 ... n_k, -1)`` for bonds 1 to K - 1.
+
+    One sweep of QRs from the right, one of SVDs from the left, in O(K n r^3); all is ``no_grad``.
+
+    Returns:
+        For each bond the r_k values in descending order, real, in the working dtype. Values that are zero in
+        exact arithmetic come out at the level of rounding.
+
+    Raises:
+        NumericalError: Where a core has an entry that is not finite.
+
+    Example:
+        >>> from tntune.tt.train import tt_tensor
+        >>> x = tt_tensor([torch.ones(1, 2, 3), torch.ones(3, 4, 1)])
+        >>> abs(bond_spectra(x)[0][0].item() ** 2 - 72.0) < 1e-3
+        True
+    """
+    return Rounding(x).spectra()
 
 
 class Rounding:
@@ -92,7 +113,7 @@ class Rounding:
 
     @torch.no_grad()
     def spectra(self) -> list[Tensor]:
-        """As :func:`tntune.tt.bond_spectra`."""
+        """As :func:`bond_spectra`."""
         found: list[Tensor] = []
 
         def whole(values: Tensor) -> int:
