@@ -112,13 +112,26 @@ class Candidate:
         """Whether a map serves several modules."""
         return any(group.map.sites > 1 for group, _ in self.pieces)
 
-    def scaled(self, gain: float) -> "Candidate":
-        """Every ΔW times the gain."""
-        pieces = (
-            (replace(group, scales=tuple(gain * scale for scale in group.scales)), tensors)
-            for group, tensors in self.pieces
-        )
-        return Candidate(f"{self.name}, times {gain:g}", tuple(pieces))
+    @property
+    def kind(self) -> str:
+        """What made it, without its settings: the name up to the first comma."""
+        return self.name.partition(",")[0]
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The layers in any piece."""
+        return tuple(name for group, _ in self.pieces for name in group.modules)
+
+    def scaled(self, gains: Mapping[str, float]) -> "Candidate":
+        """Each ΔW times its gain: an export has it in ``up``, at no parameter."""
+        pieces, used = [], []
+        for group, tensors in self.pieces:
+            own = [gains[name] for name in group.modules]
+            scales = tuple(gain * scale for gain, scale in zip(own, group.scales, strict=True))
+            pieces.append((replace(group, scales=scales), tensors))
+            used += own
+        span = dict.fromkeys(f"{gain:.3g}" for gain in (min(used), max(used)))
+        return Candidate(f"{self.name}, times {' to '.join(span)}", tuple(pieces))
 
     def factors(self) -> dict[str, Factors]:
         """Down and up of each module as stored, contracted in float64, the scale in up."""

@@ -6,6 +6,7 @@ from functools import cached_property
 
 from tntune.convert.candidate import Candidate, Layers
 from tntune.convert.distill import DistillationReport, distill
+from tntune.convert.gain import Gains, GainSearch, gains_by_role, rising_gains
 from tntune.convert.norm import DAMPING, Norm
 from tntune.convert.progress import Progress
 from tntune.convert.report import CandidateReport, total_error
@@ -20,8 +21,8 @@ __all__ = ["Contest", "Weighed"]
 DAMPINGS = (DAMPING, 0.03, 0.3)
 """Those tried where a model judges."""
 
-GAINS = (1.1, 1.2, 1.35, 1.5, 1.75, 2.0)
-"""Factors of the whole ΔW tried where a model judges: least squares shrinks what it cannot represent."""
+_CLOSE = 0.25
+"""Of the best rating: the best of each kind that is no further above it is tried at gains."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,8 @@ class Contest:
     def best(self, method: str, budget: int, *, tolerance: float | None = None) -> Weighed:
         """The candidate of least divergence, or else of least error in the norm.
 
-        Where a model judges and no tolerance binds, the best is then tried at a few larger scales, and
-        distilled where the task says so.
+        Where a model judges and no tolerance binds, the best of each kind that comes close is tried at
+        gains of all its layers, then the winner at gains of its roles, and distilled where the task says so.
 
         Args:
             method: ``"svd"``, ``"joint"``, or ``"auto"`` for both.
@@ -113,11 +114,9 @@ class Contest:
         if tolerance is not None:
             meeting = (each for each in rivals if each.error <= tolerance)
             return replace(min(meeting, key=_rating), rivals=_reports(rivals))
-        best = min(rivals, key=_rating)
-        for louder in self._louder(best):
-            rivals.append(louder)
-            best = min(best, louder, key=_rating)
-        return self._distilled(best, rivals)
+        if self._is_judged:
+            rivals += self._louder(rivals)
+        return self._distilled(min(rivals, key=_rating), rivals)
 
     def check(self, budget: int) -> None:
         """Raise :class:`RankError` where the budget is too small for the cheapest layer at rank one."""
@@ -242,17 +241,24 @@ class Contest:
         report = CandidateReport(candidate.name, candidate.params, relative, task_error, divergence, size)
         return Weighed(candidate, squares, task_errors, report)
 
-    def _louder(self, best: Weighed) -> Iterator[Weighed]:
-        """The best candidate times rising gains, as long as a model finds them better."""
-        if self.task is None or self.task.divergence is None:
-            return
-        least = best.rating
-        for gain in GAINS:
-            tried = self._weigh(best.candidate.scaled(gain))
-            yield tried
-            if tried.rating >= least:
-                return
-            least = tried.rating
+    def _louder(self, rivals: list[Weighed]) -> list[Weighed]:
+        """The leaders at rising gains, as long as the model finds them better; the best by its roles."""
+        louder = [each for leader in _leaders(rivals) for each in self._tried(leader, rising_gains)]
+        best = min((*rivals, *louder), key=_rating)
+        if any(each is best for each in louder):
+            louder += sorted(self._tried(best, gains_by_role), key=_rating)[:1]
+        return louder
+
+    def _tried(self, start: Weighed, search: GainSearch) -> list[Weighed]:
+        """All that a search of gains asks for."""
+        tried: list[Weighed] = []
+
+        def rate(gains: Gains) -> float:
+            tried.append(self._weigh(start.candidate.scaled(gains)))
+            return tried[-1].rating
+
+        search(start.candidate.modules, rate, start.rating)
+        return tried
 
     def _distilled(self, best: Weighed, rivals: list[Weighed]) -> Weighed:
         """The best after its training, where the task asks for one, beside all that it was chosen from."""
@@ -266,6 +272,15 @@ class Contest:
             best = self._weigh(candidate)
             rivals = [*rivals, best]
         return replace(best, rivals=_reports(rivals), distillation=report)
+
+
+def _leaders(weighed: Iterable[Weighed]) -> list[Weighed]:
+    """The best of each kind, where it is close to the best."""
+    first: dict[str, Weighed] = {}
+    for each in sorted(weighed, key=_rating):
+        first.setdefault(each.candidate.kind, each)
+    least = min(each.rating for each in first.values())
+    return [each for each in first.values() if each.rating - least <= _CLOSE * abs(least)]
 
 
 def _rating(weighed: Weighed) -> float:
