@@ -127,22 +127,27 @@ def line(row: CandidateReport) -> str:
     return f"| {row.name} | {row.params:,} | {row.bytes:,} | {cells} |"
 
 
+def curves(found: Sequence[CandidateReport]) -> dict[str, list[CandidateReport]]:
+    """The rows by what made them: what is none of the baselines was chosen by `auto`."""
+    baselines = {"plain TT-SVD": "plain TT-SVD", "svd": "SVD", "weighted svd": "weighted SVD"}
+    kinds: dict[str, list[CandidateReport]] = {}
+    for row in found[1:]:
+        if not row.name.endswith("even ranks"):
+            chosen = "auto, distilled" if row.name.endswith("distilled") else "auto"
+            kinds.setdefault(baselines.get(row.name, chosen), []).append(row)
+    return kinds
+
+
 def draw(found: Sequence[CandidateReport], path: Path) -> None:
     """Divergence and accuracy over parameters, as SVG."""
-    kinds = {
-        "plain TT-SVD": [row for row in found if row.name == "plain TT-SVD"],
-        "SVD": [row for row in found if row.name == "svd"],
-        "weighted SVD": [row for row in found if row.name == "weighted svd"],
-        "joint trains": [row for row in found if "joint" in row.name and "distilled" not in row.name],
-        "distilled": [row for row in found if "distilled" in row.name],
-    }
+    kinds = curves(found)
 
     drawing = import_module("matplotlib.figure").Figure(figsize=(9.6, 3.9), layout="constrained")
     for axis, read in zip(drawing.subplots(1, 2), ("divergence", "score"), strict=True):
         for name, own in kinds.items():
             axis.plot([row.params for row in own], [getattr(row, read) for row in own], "o-", label=name)
         axis.set(xlabel="parameters", xscale="log", ylabel=AXES[read])
-        sizes = [row.params for row in kinds["joint trains"]]
+        sizes = [row.params for row in kinds["plain TT-SVD"]]
         axis.set_xticks(sizes, [f"{size:,}" for size in sizes])
         axis.minorticks_off()
         axis.grid(alpha=0.3)

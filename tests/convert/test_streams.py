@@ -147,6 +147,19 @@ def test_what_the_choice_foresees_is_what_the_cut_has() -> None:
         assert choice.kept(choice.best(full, budget)) >= choice.kept(choice.within(full, budget))
 
 
+def test_a_rank_goes_before_a_layer_does() -> None:
+    """One layer, of which one direction keeps most: every budget that buys one, buys one of full use."""
+    cores = {("in", "out"): (torch.eye(2)[None], torch.diag(torch.tensor([3.0, 1.0]))[None])}
+    choice = StreamChoice(cores, {("in", "out"): [0]}, {"in": 5, "out": 4})
+    full = StreamSizes({"in": 2, "out": 2}, (2,))
+    assert choice.within(full, 26) == full
+    for budget in range(11, 26):
+        found = choice.within(full, budget)
+        assert choice.kept(found) == 9.0
+        assert choice.params(found) <= budget
+    assert choice.within(full, 10).widths == (0,)
+
+
 def test_layers_that_share_what_they_read_and_write_are_stored_exactly() -> None:
     layers = layers_of(shared(own=0.0))
     search = StreamSearch(layers, Norm())

@@ -94,6 +94,7 @@ def test_task_aware(load, capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
     assert max(row.params for row in rows[1:]) <= lora.params // 20
     assert trains.relative_error > min(each.relative_error for each in svds)
     assert len(capsys.readouterr().out.splitlines()) == 4 + len(rows)
+    assert set(example.curves(rows)) == {"plain TT-SVD", "SVD", "weighted SVD", "auto", "auto, distilled"}
     example.draw(rows, tmp_path / "drawn.svg")
     assert 'xmlns="http://www.w3.org/2000/svg"' in (tmp_path / "drawn.svg").read_text()
 
