@@ -108,8 +108,8 @@ def _notes(entries: Sequence[Entry], baseline: str) -> str:
     compared = sum(entry.difference is not None for entry in entries)
     notes = [
         f"Means over {_range(seeds)} seeds with 95 % t intervals; differences to {baseline} are paired by "
-        f"seed. Here each stands for itself, though there are {compared} of them; the marks of the table above "
-        "hold after a control of the false discovery rate at 5 %.",
+        f"seed. Here each of the {compared} stands for itself; the marks of the table above hold after a "
+        "control of the false discovery rate at 5 %.",
         "Settings were chosen on one other seed by validation, from the same grid for every method.",
     ]
     if _is_percent(entries[0]):
