@@ -72,11 +72,11 @@ def curve_figure(path: Path, entries: Sequence[Entry]) -> list[Path]:
     """
     largest = {entry.first.label: entry for entry in sorted(entries, key=lambda e: e.budget or 0)}
     with _figure(path, 2, 4.2) as (axes, files):
-        for colour, (label, entry) in zip(_colours(), largest.items(), strict=False):
+        for style, (label, entry) in zip(_styles(), largest.items(), strict=False):
             losses = _mean_curve([record.losses for record in entry.records])
             scores = _mean_curve([_scores(record) for record in entry.records])
             for axis, (x, y) in zip(axes, (losses, scores), strict=True):
-                axis.plot(x, y, color=colour, linewidth=1.4, label=label)
+                axis.plot(x, y, **style, marker="", linewidth=1.4, label=label)
         axes[0].set(xlabel="step", ylabel="training loss")
         axes[1].set(xlabel="step", ylabel=f"validation {entries[0].first.score}")
     return files
@@ -97,19 +97,18 @@ def score_figure(path: Path, entries: Sequence[Entry], over: str) -> list[Path]:
     if not any(len({x for x, _ in points}) > 1 for points in lines.values()):
         return []
     with _figure(path, 1, 4.6) as ((axis,), files):
-        for colour, (name, points) in zip(_colours(), lines.items(), strict=False):
-            _line(axis, sorted(points, key=lambda point: point[0]), colour, name)
+        for style, (name, points) in zip(_styles(), lines.items(), strict=False):
+            _line(axis, sorted(points, key=lambda point: point[0]), style, name)
         axis.set(xlabel=label, ylabel=f"test {entries[0].first.score}", xscale="log")
     return files
 
 
-def _line(axis: Any, points: Sequence[tuple[int, Entry]], colour: str, name: str) -> None:
+def _line(axis: Any, points: Sequence[tuple[int, Entry]], style: Mapping[str, str], name: str) -> None:
     """Means joined by a line, with a band of their intervals; a bar where there is one point."""
     x, scores = [value for value, _ in points], [entry.score for _, entry in points]
     low, high = ([_end(score, end) for score in scores] for end in ("low", "high"))
-    axis.plot(
-        x, [score.mean for score in scores], "o-", color=colour, label=name, markersize=3.5, linewidth=1.3
-    )
+    means, colour = [score.mean for score in scores], style["color"]
+    axis.plot(x, means, **style, marker="o", label=name, markersize=3.5, linewidth=1.3)
     if len(set(x)) > 1:
         axis.fill_between(x, low, high, color=colour, alpha=0.1, linewidth=0)
     else:
@@ -140,10 +139,11 @@ def _figure(path: Path, panels: int, height: float) -> Iterator[tuple[Any, list[
             files.append(file)
 
 
-def _colours() -> Iterator[str]:
-    """Colours without end."""
+def _styles() -> Iterator[dict[str, str]]:
+    """Colours of solid lines, then of dashed, dotted, and mixed ones; then again."""
     while True:
-        yield from _COLOURS
+        for line in ("-", "--", ":", "-."):
+            yield from ({"color": colour, "linestyle": line} for colour in _COLOURS)
 
 
 def _scores(record: Record) -> list[tuple[int, float]]:
