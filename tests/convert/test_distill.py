@@ -66,8 +66,9 @@ def candidates(source: Path, calibration: Calibration, dtype: torch.dtype) -> di
     layout = make_layout("side w f1 f2", Geometry(SIZE, SIZE, 2))
     map = TensorGuide(SIZE, SIZE, 2, layout, (1, 2, 2, 2, 1), start="random")
     params, _ = map.init(torch.Generator().manual_seed(0), dtype=dtype)
+    joint = search.candidate(search.plan(250), Norm(calibration))
     return {
-        "joint": search.candidate(search.plan(250), Norm(calibration)).scaled(1.1),
+        "joint": joint.scaled(dict.fromkeys(joint.modules, 1.1)),
         "svd": next(TruncatedSearch(layers, Norm()).candidates(250)),
         "own": Candidate("own", ((Group(map, (NAMES[0],), (0.5,)), params),)),
     }
@@ -176,6 +177,25 @@ def test_a_whole_conversion_is_distilled_after_the_choice(
     assert after.chosen == f"{before.chosen}, distilled"
     assert after.candidates[:-1] == before.candidates
     assert "Distilled in 40 steps" in (tmp_path / "after" / "README.md").read_text()
+
+
+def test_what_shares_and_what_does_not_are_both_distilled_where_both_are_close(
+    tmp_path: Path,
+    source: Path,
+    calibration: Calibration,
+    teacher: Teacher,
+    judge: Teacher,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tntune.convert.contest._CLOSE", 1e6)
+    task = Task(calibration, judge.divergence, Distillation(teacher, 40))
+    settings = ConversionSettings(Target(params=0.25), "auto")
+    report = convert_lora(source, tmp_path / "after", settings, task=task)
+    trained = {each.name: each.divergence for each in report.candidates if each.name.endswith("distilled")}
+    assert sorted(name.startswith("joint") for name in trained) == [False, True]
+    assert report.divergence == min(trained.values()) == trained[report.chosen]
+    assert report.distillation is not None
+    assert report.distillation.after == report.divergence
 
 
 def test_what_cannot_be_distilled_is_refused(

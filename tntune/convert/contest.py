@@ -1,6 +1,6 @@
 """Contest: the ways to store a whole adapter in one budget, weighed against one another."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -96,7 +96,8 @@ class Contest:
         """The candidate of least divergence, or else of least error in the norm.
 
         Where a model judges and no tolerance binds, the best of each kind that comes close is tried at
-        gains of all its layers, then the winner at gains of its roles, and distilled where the task says so.
+        gains of all its layers, then the winner at gains of its roles. Where the task asks for distillation,
+        the best that shares bases and the best that does not are distilled, if they are close.
 
         Args:
             method: ``"svd"``, ``"joint"``, or ``"auto"`` for both.
@@ -116,7 +117,7 @@ class Contest:
             return replace(min(meeting, key=_rating), rivals=_reports(rivals))
         if self._is_judged:
             rivals += self._louder(rivals)
-        return self._distilled(min(rivals, key=_rating), rivals)
+        return self._distilled(rivals)
 
     def check(self, budget: int) -> None:
         """Raise :class:`RankError` where the budget is too small for the cheapest layer at rank one."""
@@ -243,7 +244,8 @@ class Contest:
 
     def _louder(self, rivals: list[Weighed]) -> list[Weighed]:
         """The leaders at rising gains, as long as the model finds them better; the best by its roles."""
-        louder = [each for leader in _leaders(rivals) for each in self._tried(leader, rising_gains)]
+        leaders = _leaders(rivals, lambda candidate: candidate.kind)
+        louder = [each for leader in leaders for each in self._tried(leader, rising_gains)]
         best = min((*rivals, *louder), key=_rating)
         if any(each is best for each in louder):
             louder += sorted(self._tried(best, gains_by_role), key=_rating)[:1]
@@ -260,25 +262,27 @@ class Contest:
         search(start.candidate.modules, rate, start.rating)
         return tried
 
-    def _distilled(self, best: Weighed, rivals: list[Weighed]) -> Weighed:
-        """The best after its training, where the task asks for one, beside all that it was chosen from."""
+    def _distilled(self, rivals: list[Weighed]) -> Weighed:
+        """The best of all; where the task asks for training, after it: what shares and what does not."""
         task = self.task
         if task is None or task.distillation is None or task.divergence is None:
-            return replace(best, rivals=_reports(rivals))
-        candidate, report = distill(
-            best.candidate, task.distillation, task.divergence, progress=self.progress
-        )
-        if report.best_step:
-            best = self._weigh(candidate)
-            rivals = [*rivals, best]
-        return replace(best, rivals=_reports(rivals), distillation=report)
+            return replace(min(rivals, key=_rating), rivals=_reports(rivals))
+        finals, trained = [], []
+        for start in _leaders(rivals, lambda candidate: candidate.joint):
+            candidate, report = distill(
+                start.candidate, task.distillation, task.divergence, progress=self.progress
+            )
+            if report.best_step:
+                trained.append(start := self._weigh(candidate))
+            finals.append(replace(start, distillation=report))
+        return replace(min(finals, key=_rating), rivals=_reports([*rivals, *trained]))
 
 
-def _leaders(weighed: Iterable[Weighed]) -> list[Weighed]:
+def _leaders(weighed: Iterable[Weighed], kind: Callable[[Candidate], Hashable]) -> list[Weighed]:
     """The best of each kind, where it is close to the best."""
-    first: dict[str, Weighed] = {}
+    first: dict[Hashable, Weighed] = {}
     for each in sorted(weighed, key=_rating):
-        first.setdefault(each.candidate.kind, each)
+        first.setdefault(kind(each.candidate), each)
     least = min(each.rating for each in first.values())
     return [each for each in first.values() if each.rating - least <= _CLOSE * abs(least)]
 

@@ -19,7 +19,7 @@ class Task:
         calibration: Makes the task norm, in which trains and weighted SVDs are fitted.
         divergence: Judges the candidates on held-out inputs (:func:`tntune.convert.model_divergence`);
             without it the task norm does.
-        distillation: Trains the chosen candidate, judged by the divergence.
+        distillation: Trains the best candidates, judged by the divergence.
         score: Reported of the LoRA, the result and every truncated SVD (:func:`tntune.convert.model_score`).
 
     Raises:
