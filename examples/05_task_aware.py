@@ -1,6 +1,6 @@
 """Where the task feels it: one LoRA at small budgets, compressed in every way, scored on held-out texts.
 
-    python examples/05_task_aware.py                    # about half an hour on one core
+    python examples/05_task_aware.py                    # an hour on one core
     python examples/05_task_aware.py --figure out.svg   # and one figure (needs the plots extra)
 
 Columns: `error` of ΔW in the Frobenius norm; `task` the error in the task norm of a calibration on training
