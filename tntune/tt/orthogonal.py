@@ -25,6 +25,7 @@ def orthogonalize(x: Train, centre: int = -1) -> Train:
         ModeError: Where there is no such core.
 
     Example:
+        >>> import torch
         >>> from tntune.tt.train import tt_tensor
         >>> x = tt_tensor([torch.ones(1, 2, 3), torch.ones(3, 4, 1)])
         >>> first = cores(orthogonalize(x))[0].flatten(0, 1)
@@ -46,6 +47,7 @@ def right_orthogonal(cores: list[Tensor]) -> list[Tensor]:
     """The same product of 3-way cores, all but the first with orthonormal rows.
 
     Example:
+        >>> import torch
         >>> first, last = right_orthogonal([torch.ones(1, 2, 3), torch.ones(3, 4, 1)])
         >>> tuple(first.shape), tuple(last.shape)
         ((1, 2, 3), (3, 4, 1))
