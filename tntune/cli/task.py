@@ -40,8 +40,8 @@ Distill = Annotated[
     int | None,
     typer.Option(
         metavar="STEPS",
-        help="Train the chosen candidate for at most so many steps to predict what the LoRA predicts; "
-        "never to a worse divergence.",
+        help="Train the best candidates, one that shares and one that does not where both are close, for at "
+        "most so many steps to predict what the LoRA predicts; never to a worse divergence.",
     ),
 ]
 

@@ -27,7 +27,7 @@ _TINY = 1e-12
 
 @dataclass(frozen=True)
 class Distillation:
-    """How a candidate is trained after it is chosen.
+    """How the best candidates are trained.
 
     Attributes:
         teacher: The LoRA's predictions on batches to train on, others than those that judge.

@@ -120,7 +120,7 @@ class ConversionReport:
         divergence: From the LoRA's predictions to the result's; None where no model was asked.
         chosen: Name of the candidate that was written; empty where layers were converted one by one.
         candidates: All that were weighed.
-        distillation: How the tensors were trained after the choice; None where they were not.
+        distillation: How the tensors were trained; None where they were not.
         score_before: What the user's own function says of the LoRA; None without one.
         score_after: The same of the result.
 
