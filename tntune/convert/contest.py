@@ -22,7 +22,7 @@ DAMPINGS = (DAMPING, 0.03, 0.3)
 """Those tried where a model judges."""
 
 _CLOSE = 0.25
-"""Of the best rating: the best of each kind that is no further above it is tried at gains."""
+"""Of the best rating: the best of each kind that is no further above it is tried at gains, or distilled."""
 
 
 @dataclass(frozen=True)
