@@ -60,6 +60,12 @@ GLOBAL_STATE = {
 }
 """Names of state that outlives a call; a bare one stands for every owner. Own generators may be seeded."""
 
+UNIX = {"fork", "forkserver", "SIGKILL", "SIGALRM", "geteuid", "getuid", "mkfifo", "fcntl", "pwd", "resource"}
+"""Names that Windows does not have, or, for the ways to start a process, that macOS does not bear."""
+
+READERS = {"read_text", "write_text", "open", "fdopen"}
+"""Calls that turn bytes to text."""
+
 Modules = dict[str, ast.Module]  # dotted name -> tree; a package goes by its folder's name
 
 
@@ -175,6 +181,31 @@ def words(tree: ast.AST) -> Iterator[str]:
             yield ast.unparse(node)
 
 
+def one_system(modules: Modules) -> list[str]:
+    """What other systems lack or do otherwise: names of Unix, and text in the encoding of the system."""
+    found = []
+    for name, tree in modules.items():
+        written = [
+            n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)
+        ]
+        used = [word.rpartition(".")[2] for word in words(tree)]
+        found += [f"{name} uses {word}" for word in dict.fromkeys(used + written) if word in UNIX]
+        calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+        found += [f"{name} has {ast.unparse(call)} without encoding" for call in calls if guesses(call)]
+    return found
+
+
+def guesses(call: ast.Call) -> bool:
+    """Whether a call reads or writes text and leaves the encoding to the system."""
+    name, words = ast.unparse(call.func), [word.arg for word in call.keywords]
+    if name in ("os.open", "read_text", "write_text") or "encoding" in words:  # bytes; ours, which are UTF-8
+        return False
+    modes = [a.value for a in call.args[:2] if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+    if name.endswith(".open"):  # of a path, which the mode tells from other objects
+        return bool(modes) and not any("b" in mode for mode in modes)
+    return name.rpartition(".")[2] in READERS and not any("b" in mode for mode in modes)
+
+
 def unlisted(modules: Modules) -> list[str]:
     """Packages whose `__init__` has no `__all__`, or lists a name that it does not have."""
     packages = {name.rpartition(".")[0] for name in modules} - {""}
@@ -210,7 +241,7 @@ def bound(tree: ast.Module) -> set[str]:
     return names
 
 
-RULES = (climbs, detours, cycles, hidden, borders, global_state, unlisted)
+RULES = (climbs, detours, cycles, hidden, borders, global_state, one_system, unlisted)
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
@@ -289,6 +320,11 @@ BREACHES = [
         "import torch\ntorch.set_default_dtype(torch.half)",
         "uses torch.set_default_dtype",
     ),
+    (one_system, "tt/a.py", "import os\nos.fork()", "house.tt.a uses fork"),
+    (one_system, "tt/a.py", "context = get_context('fork')", "house.tt.a uses fork"),
+    (one_system, "tt/a.py", "text = path.read_text()", "has path.read_text() without encoding"),
+    (one_system, "tt/a.py", "file = open('a', 'w')", "has open('a', 'w') without encoding"),
+    (one_system, "tt/a.py", "file = path.open('w')", "has path.open('w') without encoding"),
     (unlisted, "tt/__init__.py", "from house.tt.train import dense", "house.tt has no __all__"),
     (unlisted, "tt/__init__.py", "__all__ = ['dense']", "house.tt lists dense, which it lacks"),
 ]

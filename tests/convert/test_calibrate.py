@@ -152,6 +152,8 @@ def test_logits_come_from_models_of_any_habit() -> None:
     assert torch.equal(rows, Output.logits[0, [0, 2]])
     with pytest.raises(SpecError, match="the model returns Tensor, not logits"):
         predict(nn.Identity(), torch.ones(3, 4, dtype=torch.long))
+    with pytest.raises(SpecError, match="the model returns Tensor, not logits"):
+        predict(nn.Flatten(0), torch.ones(3, 4))
 
 
 def test_what_cannot_be_calibrated_is_refused(tmp_path: Path) -> None:

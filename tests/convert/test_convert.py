@@ -289,6 +289,13 @@ def test_a_budget_below_every_layer_is_refused(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["lora"]
 
 
+def test_layers_are_trained_however_small(tmp_path: Path) -> None:
+    made = {name: (down, up * 1e-9) for name, (down, up) in factors().items()}
+    made["head"] = (made["head"][0], 0 * made["head"][1])
+    with pytest.raises(RankError, match="3 trained layers, and none fits the budget"):
+        converted(lora_folder(tmp_path / "lora", made=made), Target(max_params=1), "svd")
+
+
 def test_a_small_budget_drops_layers_and_reports_them(tmp_path: Path) -> None:
     source = lora_folder(tmp_path / "lora")
     report = converted(source, Target(max_params=40), "svd")

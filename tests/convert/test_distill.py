@@ -33,6 +33,7 @@ from tntune.maps.base import Factors
 from tntune.maps.build import make_layout
 from tntune.maps.group import Group
 from tntune.maps.layout import Geometry
+from tntune.maps.lora import LoRA
 from tntune.maps.tensorguide import TensorGuide
 
 GOALS = {"joint": 0.9, "svd": 0.9, "own": 0.98}
@@ -117,6 +118,22 @@ def test_a_judge_that_likes_nothing_new_gets_the_start_back(
     assert found is start
     assert (report.best_step, report.before, report.after, len(seen)) == (0, 1.0, 1.0, 4)
     assert report.last_rate == 0.08 / 8
+
+
+def test_the_first_step_is_a_tenth_of_the_rate(source: Path, teacher: Teacher) -> None:
+    """Adam's first step has every entry move by its rate, here a share of the tensor's size, and warms up."""
+    map, generator = LoRA(SIZE, SIZE, 2, "random"), torch.Generator().manual_seed(0)
+    params, _ = map.init(generator)
+    start, seen = Candidate("own", ((Group(map, (NAMES[0],), (0.5,)), params),)), []
+
+    def watched(factors: Mapping[str, Factors]) -> float:
+        seen.append(factors[NAMES[0]])
+        return -float(len(seen))
+
+    distill(start, Distillation(teacher, 1, 0.05), watched)
+    for before, after in zip(*seen, strict=True):
+        moved = (after - before).abs() / before.square().mean().sqrt()
+        assert float(moved.median()) == pytest.approx(0.005, rel=1e-3)
 
 
 def test_the_seed_decides(source: Path, calibration: Calibration, teacher: Teacher, judge: Teacher) -> None:

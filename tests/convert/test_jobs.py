@@ -73,6 +73,12 @@ def inverse(number: int) -> float:
     return 1 / number
 
 
+def gone(number: int) -> int:
+    if number == 2:
+        os._exit(0)
+    return number
+
+
 def killed(number: int) -> int:
     if number == 2:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -110,6 +116,21 @@ def test_one_job_is_this_process() -> None:
         assert active_children() == []
 
 
+def threads(_: int) -> int:
+    return torch.get_num_threads()
+
+
+@pytest.mark.parametrize(("own", "each"), [(1, 1), (2, 1), (5, 2)])
+def test_processes_share_out_the_threads(own: int, each: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(own)
+    try:
+        with Jobs(2) as jobs:
+            assert list(jobs.map(threads, range(4))) == [each] * 4
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_errors_are_those_of_one_process() -> None:
     with Jobs(2) as jobs, pytest.raises(NumericalError, match=r"^3 has no inverse here$"):
         list(jobs.map(inverse, [3, 0, 2]))
@@ -122,6 +143,15 @@ def test_errors_are_those_of_one_process() -> None:
 def test_a_killed_worker_is_an_error() -> None:
     with Jobs(2) as jobs, pytest.raises(WorkerError, match=r"ended by signal 9 .* nothing was written"):
         list(jobs.map(killed, range(6)))
+    assert active_children() == []
+
+
+def test_a_worker_that_leaves_is_an_error() -> None:
+    with (
+        Jobs(2) as jobs,
+        pytest.raises(WorkerError, match=r"ended with exit code 0 before its work was done"),
+    ):
+        list(jobs.map(gone, range(6)))
     assert active_children() == []
 
 

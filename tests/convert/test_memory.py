@@ -70,6 +70,13 @@ def test_more_layers_take_more_where_all_are_held(tmp_path: Path) -> None:
     assert resized[0] < resized[1] < conversion_memory(many, half("joint"))
 
 
+def test_layers_that_are_solved_together_take_the_square_of_their_rows(tmp_path: Path) -> None:
+    """By shape and by stream: of all their rows a Gram matrix, its eigenvectors and workspace, in float64."""
+    folders = [open_lora(large_folder(tmp_path / f"{n}", n)) for n in (16, 24, 32)]
+    few, more, most = (conversion_memory(folder, half("joint")) for folder in folders)
+    assert (most - more) - (more - few) > 2 * 3 * 8 * 2 * (8 * 32) ** 2
+
+
 def test_smaller_budgets_and_calibrations_count(tmp_path: Path) -> None:
     source = shared_folder(tmp_path / "lora")
     opened = open_lora(source)

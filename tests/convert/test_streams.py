@@ -147,17 +147,31 @@ def test_what_the_choice_foresees_is_what_the_cut_has() -> None:
         assert choice.kept(choice.best(full, budget)) >= choice.kept(choice.within(full, budget))
 
 
+FEATURES = {"in": 5, "out": 4}
+
+
 def test_a_rank_goes_before_a_layer_does() -> None:
     """One layer, of which one direction keeps most: every budget that buys one, buys one of full use."""
     cores = {("in", "out"): (torch.eye(2)[None], torch.diag(torch.tensor([3.0, 1.0]))[None])}
-    choice = StreamChoice(cores, {("in", "out"): [0]}, {"in": 5, "out": 4})
+    choice = StreamChoice(cores, {("in", "out"): [0]}, FEATURES)
     full = StreamSizes({"in": 2, "out": 2}, (2,))
     assert choice.within(full, 26) == full
     for budget in range(11, 26):
         found = choice.within(full, budget)
         assert choice.kept(found) == 9.0
         assert choice.params(found) <= budget
-    assert choice.within(full, 10).widths == (0,)
+    for nothing in (10, -1):
+        assert choice.within(full, nothing).widths == (0,)
+
+
+def test_where_no_rank_can_go_the_layer_that_keeps_least_does() -> None:
+    """Bases of one column each, 9 numbers, and two layers of 2."""
+    weights = torch.tensor([1.0, 3.0])[:, None, None]
+    choice = StreamChoice({("in", "out"): (torch.ones(2, 1, 1), weights)}, {("in", "out"): [0, 1]}, FEATURES)
+    full = StreamSizes({"in": 1, "out": 1}, (1, 1))
+    assert choice.within(full, 13) == full
+    assert choice.within(full, 12).widths == (0, 1)
+    assert choice.within(full, 10).widths == (0, 0)
 
 
 def test_layers_that_share_what_they_read_and_write_are_stored_exactly() -> None:

@@ -100,6 +100,7 @@ def test_without_a_task_two_svds_and_a_joint_train_are_weighed(tmp_path: Path, s
         rows = (point.written, *point.baselines)
         assert point.written.relative_error == min(each.relative_error for each in rows)
     assert report.lora.bytes == 4 * report.lora.params
+    assert report.lora.relative_error == 0
 
 
 def test_nothing_is_written_where_one_budget_is_too_small(tmp_path: Path, source: Path) -> None:

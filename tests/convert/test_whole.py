@@ -172,6 +172,14 @@ def test_shared_layers_are_stored_in_one_map(tmp_path: Path, source: Path) -> No
     assert report.relative_error < report.svd_relative_error
 
 
+def test_two_layers_in_one_map_are_joint(tmp_path: Path) -> None:
+    made = {name: pair for name, pair in shared_factors().items() if name in NAMES[:2]}
+    source = shared_folder(tmp_path / "lora", made=made)
+    report = converted(source, tmp_path / "out", "joint", None, params=0.3)
+    assert [group.map.sites for group in open_tensorguide(tmp_path / "out").groups.values()] == [2]
+    assert [layer.method for layer in report.layers] == ["joint", "joint"]
+
+
 def test_fitting_the_task_norm_serves_the_task(
     tmp_path: Path, source: Path, calibration: Calibration
 ) -> None:

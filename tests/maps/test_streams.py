@@ -23,6 +23,13 @@ UNEVEN: dict[str, Any] = {
 MAP = Streams(**UNEVEN)
 
 
+def test_what_follows_from_the_rest_is_not_shown() -> None:
+    assert (
+        repr(MAP)
+        == f"Streams({', '.join(f'{name}={value}' for name, value in UNEVEN.items())}, start='zero')"
+    )
+
+
 def rows(params: dict[str, Tensor], stream: int) -> Tensor:
     """All rows of a stream, from its two cores."""
     return torch.einsum("rk,nr->kn", params[f"coefficients_{stream}"], params[f"basis_{stream}"])

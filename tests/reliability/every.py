@@ -5,6 +5,7 @@ from importlib.util import find_spec
 
 from tests.reliability import (
     covered,
+    delivery,
     disk,
     killing,
     mutants,
@@ -37,6 +38,7 @@ CAMPAIGNS: tuple[Campaign, ...] = (
     *processes.CAMPAIGNS,
     *_FOREIGN,
     *scale.CAMPAIGNS,
+    *delivery.CAMPAIGNS,
     *covered.CAMPAIGNS,
     *mutants.CAMPAIGNS,
 )

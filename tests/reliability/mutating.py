@@ -19,7 +19,7 @@ import sys
 import time
 import traceback
 from bisect import bisect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import cache_from_source, find_spec
@@ -60,6 +60,11 @@ LIBRARIES = (
     "transformers",
 )
 PYTEST = ("-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning")
+DECLARED = (
+    "tests/test_values.py",
+    "tests/test_api_snapshot.py::test_public_names_are_those_of_the_snapshot",
+)
+"""Tests of what is read at import: classes, decorators and signatures."""
 SECONDS = 40.0  # processor time of the tests that one mutant is tried by, as recorded
 PATIENCE = 4.0  # a mutant may take that much longer than was recorded, and one such time more
 MEMORY = 8 * 2**30  # bytes of address space beyond what the process starts with
@@ -169,13 +174,19 @@ class Tests:
         self.tree, self.seconds, self.lines = tree, found["seconds"], found["lines"]
 
     def of(self, mutant: Mutant) -> list[str]:
-        """The tests that run a mutant's line; where it runs at import, its function, class or module."""
+        """The tests that run a mutant's line; where it runs at import, those around it, then all others."""
         known = {int(line): tests for line, tests in self.lines.get(mutant.path, {}).items()}
         for first, last in self._spans(mutant):
             tests = {test for line in range(first, last + 1) for test in known.get(line, ())}
+            if tests and known.get(mutant.line):
+                return self._affordable(self._fastest(tests))
             if tests:
-                return self._affordable(sorted(tests, key=lambda test: (self.seconds[test], test)))
+                others = self._fastest(self.seconds.keys() - tests)
+                return [*DECLARED, *self._affordable([*self._fastest(tests), *others])]
         return []
+
+    def _fastest(self, tests: Iterable[str]) -> list[str]:
+        return sorted(tests, key=lambda test: (self.seconds[test], test))
 
     def _spans(self, mutant: Mutant) -> list[tuple[int, int]]:
         """The lines themselves, then those of what is around them, up to the module."""

@@ -60,6 +60,21 @@ def test_kernel_lies_between_projected_gradients(case: Case, samples: int, seed:
 
 
 @pytest.mark.statement("T5")
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
+def test_the_interval_scales_with_the_jacobian(scale: float) -> None:
+    """Its rank, and so the number of its eigenvalues, are those of J at any size."""
+    generator = torch.Generator().manual_seed(0)
+    G, J = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((4, 6), (6, 5)))
+    J[:, 3:] = J[:, :2] * torch.tensor([1.0, 1 + 1e-13])  # no directions of their own
+    plain, scaled = kernel_interval(G, J), kernel_interval(G, scale * J)
+    for one, other in zip(plain, scaled, strict=True):
+        assert other.holds
+        assert other.rounding < 1e-5  # or it would hold whatever was measured
+        assert other.value == pytest.approx(scale**2 * one.value, rel=1e-6)
+        assert other.measured == pytest.approx(scale**2 * one.measured, rel=1e-6)
+
+
+@pytest.mark.statement("T5")
 def test_without_the_projection_the_lower_bound_is_false() -> None:
     J = torch.eye(6, 2, dtype=torch.float64)
     G = torch.tensor([[0.1, 0, 5, 0, 0, 0], [0, 0.1, 0, 5, 0, 0]], dtype=torch.float64)

@@ -145,6 +145,17 @@ def test_cross_entropy_falls_like_one_over_time_and_no_faster() -> None:
     assert late[1] == pytest.approx(0.5, rel=1e-3)
 
 
+@pytest.mark.statement("N6")
+@pytest.mark.parametrize(("samples", "outputs", "time"), [(1, 4, 0.3), (3, 2, 5.0), (5, 3, 40.0)])
+def test_samples_and_classes_divide_the_time(samples: int, outputs: int, time: float) -> None:
+    """With T = 1, λ is 1: what the bound solves is solved anew."""
+    a = torch.eye(samples * outputs, dtype=torch.float64)
+    goal = math.log(math.expm1(1.0)) - 1 / math.expm1(1.0) - outputs * time / ((outputs - 1) * samples)
+    exact = brentq(lambda v: math.log(math.expm1(v)) - 1 / math.expm1(v) - goal, 1e-4, 2.0, xtol=1e-14)
+    bound = cross_entropy_bound(a, time, outputs=outputs, initial=1.0, measured=0.0)
+    assert bound.value == pytest.approx(exact, rel=1e-9)
+
+
 def test_errors() -> None:
     a, r = torch.eye(3), torch.ones(3)
     with pytest.raises(ModeError, match=r"shape \(3, 3\) does not fit 2 residuals"):

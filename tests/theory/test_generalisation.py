@@ -38,6 +38,16 @@ def test_complexity_is_the_mean_over_all_signs(samples: int, outputs: int, colum
     assert exact <= bound.value * (1 + 1e-12)
 
 
+@pytest.mark.statement("E17")
+def test_its_error_falls_with_the_root_of_the_draws() -> None:
+    a = normal(12, 5, seed=0)
+    few, many = (rademacher_bound(a, 1.0, samples=12, draws=n, generator=generator()) for n in (100, 10_000))
+    repeated = [rademacher_bound(a, 1.0, samples=12, draws=100, generator=generator(k)) for k in range(200)]
+    means = torch.tensor([bound.measured for bound in repeated], dtype=torch.float64)
+    assert few.rounding / many.rounding == pytest.approx(10, rel=0.3)
+    assert 1 < few.rounding * float(means.mean() / means.std()) < 6  # some standard errors
+
+
 @pytest.mark.statement("E19")
 @given(st.integers(1, 6), st.integers(1, 3), st.integers(0, 2**31))
 def test_kappa_is_the_coarser_bound(samples: int, outputs: int, seed: int) -> None:
