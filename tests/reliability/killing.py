@@ -170,10 +170,10 @@ def run(cases: int) -> Tally:
 CAMPAIGNS = (
     Campaign(
         "kills",
-        "convert, round, export, resize, save a calibration, killed (SIGKILL) at a drawn point: input "
+        "convert (by layers, jointly), round, export, resize, collect, save a calibration, killed (SIGKILL) at a drawn point: input "
         "untouched, output whole, as before, or absent, a rerun gives the same bytes",
         run,
-        480,
+        640,
         24,
         (
             "a single file's metadata was written in another order at every run: now sorted",

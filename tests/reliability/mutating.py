@@ -233,7 +233,7 @@ def tried(tree: Path, mutant: Mutant, tests: Tests) -> dict[str, Any]:
     path, chosen = tree / mutant.path, tests.of(mutant)
     source = path.read_text()
     changed = mutate_code(source, get_operator(f"core/{mutant.operator}")(), mutant.occurrence)
-    limit = 30 + PATIENCE * sum(tests.seconds[test] for test in chosen)
+    limit = 30 + PATIENCE * sum(tests.seconds.get(test, 5.0) for test in chosen)
     log = tree / "mutant.log"
 
     def work() -> int:

@@ -10,11 +10,14 @@ import torch
 
 from tests.checkpoint import lora_files
 from tests.convert.sample import lora_folder
+from tests.convert.shared import shared_folder
 from tntune.checkpoint import Calibration, save_calibration
 from tntune.convert import (
+    CollectionSettings,
     ConversionSettings,
     ResizeSettings,
     Target,
+    convert_collection,
     convert_lora,
     export_lora,
     resize_lora,
@@ -92,6 +95,26 @@ OPERATIONS = (
         ),
         ("resize", "--rank", "2"),
     ),
+    Operation(
+        "convert jointly",
+        "shared",
+        "out",
+        lambda source, output, overwrite: convert_lora(
+            source, output, ConversionSettings(Target(params=0.3), "joint"), overwrite=overwrite
+        ),
+        ("convert", "--params", "0.3", "--method", "joint"),
+    ),
+    Operation(
+        "collect",
+        "shared",
+        "out",
+        lambda source, output, overwrite: convert_collection(
+            {"one": source, "two": source},
+            output,
+            CollectionSettings(Target(params=0.5)),
+            overwrite=overwrite,
+        ),
+    ),
     Operation("save a calibration", "one.safetensors", "out.safetensors", _calibrated),
 )
 """Everything that writes an output of its own."""
@@ -101,6 +124,7 @@ def sources(root: Path) -> Path:
     """A folder with every source."""
     root.mkdir(parents=True)
     lora_folder(root / "lora", saved=True)
+    shared_folder(root / "shared")
     convert_lora(root / "lora", root / "guide", ConversionSettings(Target(tolerance=0.05)))
     made = lora_files.tensors("kohya unet", lora_files.ALPHAS["one alpha"])
     lora_files.lora_file(root / "one.safetensors", made)
