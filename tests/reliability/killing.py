@@ -170,8 +170,8 @@ def run(cases: int) -> Tally:
 CAMPAIGNS = (
     Campaign(
         "kills",
-        "convert (by layers, jointly), round, export, resize, collect, save a calibration, killed (SIGKILL) at a drawn point: input "
-        "untouched, output whole, as before, or absent, a rerun gives the same bytes",
+        "convert (by layers, jointly), round, export, resize, collect, save a calibration, killed (SIGKILL) "
+        "at a drawn point: input untouched, output whole, as before, or absent, a rerun gives the same bytes",
         run,
         640,
         24,

@@ -53,6 +53,8 @@ def _calibrated(source: Path, output: Path, overwrite: bool) -> None:
     save_calibration(output, made, overwrite=overwrite)
 
 
+_HALF = CollectionSettings(Target(params=0.5))
+
 OPERATIONS = (
     Operation(
         "convert",
@@ -109,10 +111,7 @@ OPERATIONS = (
         "shared",
         "out",
         lambda source, output, overwrite: convert_collection(
-            {"one": source, "two": source},
-            output,
-            CollectionSettings(Target(params=0.5)),
-            overwrite=overwrite,
+            {"one": source, "two": source}, output, _HALF, overwrite=overwrite
         ),
     ),
     Operation("save a calibration", "one.safetensors", "out.safetensors", _calibrated),
