@@ -41,7 +41,6 @@ BORDERS = {
 
 BY_NAME = {
     "tntune.report.plots": "matplotlib is an extra and takes half a second: it loads when a figure is drawn",
-    "tntune.cli.ntk": "the user's own module, which makes the model",
     "tntune.experiments.loading": "tasks and figures need extras, and a task may be the user's own",
 }
 """Modules that may import by name, never one of ours, and why."""

@@ -19,6 +19,7 @@ __all__ = [
     "CONFIG_NAME",
     "MAX_JSON_BYTES",
     "Json",
+    "finite",
     "is_reserved",
     "new_file",
     "new_folder",
@@ -109,7 +110,7 @@ def new_file(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterat
     """
     target = _absolute(path)
     if target.exists() and not overwrite:
-        raise OutputError(f"{path}: exists already; choose another path, or overwrite it (--overwrite)")
+        raise OutputError(f"{path}: exists already; name another path, or overwrite=True (--overwrite)")
     draft = _sibling(target, "partial")
     try:
         yield draft
@@ -139,6 +140,20 @@ def write_json(path: str | os.PathLike[str], value: Json) -> None:
     except (TypeError, ValueError, RecursionError) as error:
         raise OutputError(f"{path}: has no JSON form: {error}") from error
     write_text(path, text + "\n")
+
+
+def finite(value: object) -> Any:
+    """The value as plain JSON: tuples as lists, keys as strings, numbers that are not finite as null.
+
+    Example:
+        >>> finite({"score": float("inf"), "ranks": (1, 2)})
+        {'score': None, 'ranks': [1, 2]}
+    """
+    if isinstance(value, dict):
+        return {str(key): finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -265,7 +280,7 @@ def _check_target(target: Path, overwrite: bool) -> None:
     if not target.is_dir():
         raise OutputError(f"{target}: exists and is not a folder")
     if not overwrite:
-        raise OutputError(f"{target}: exists already; choose another path, or overwrite it (--overwrite)")
+        raise OutputError(f"{target}: exists already; name another path, or overwrite=True (--overwrite)")
     if any(target.iterdir()) and not (target / CONFIG_NAME).is_file():
         raise OutputError(f"{target}: holds no {CONFIG_NAME}, so it is no adapter and is not replaced")
 

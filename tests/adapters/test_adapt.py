@@ -331,3 +331,20 @@ def test_adapters_go_where_the_base_is(device: torch.device) -> None:
     model = adapt(Tower().to(device), SPECS["concat"])
     assert {t.device.type for t in model.state_dict().values()} == {device.type}
     assert model(TOKENS.to(device)).device.type == device.type
+
+
+def test_a_layer_without_a_shape_is_named_before_anything_changes() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.LazyLinear(3))
+    with pytest.raises(TargetError, match=r"\['1.weight', '1.bias'\] have no shape yet; call the model once"):
+        adapt(model, AdapterSpec(("0",)))
+    assert model[0].weight.requires_grad
+
+
+def test_a_second_adapter_and_a_bare_layer_are_explained() -> None:
+    model = adapt(nn.Sequential(nn.Linear(4, 4)), AdapterSpec(width=2))
+    with pytest.raises(
+        TargetError, match="Sequential has adapters already, and nothing else that 'all-linear'"
+    ):
+        adapt(model, AdapterSpec(width=2))
+    with pytest.raises(TargetError, match="the model is a single Linear; put it into a container"):
+        adapt(nn.Linear(4, 4), AdapterSpec(width=2))

@@ -3,6 +3,7 @@
 import copy
 import pickle
 from collections.abc import Callable
+from threading import Thread
 
 import pytest
 import torch
@@ -212,3 +213,24 @@ def test_storage_that_is_freed_and_filled_again_is_noticed() -> None:
         core.data.fill_(2)
         assert torch.equal(kept().down, torch.full((3, 4), 2.0))
         assert kept() is kept()
+
+
+def test_threads_that_want_gradients_disturb_no_others() -> None:
+    """One clears what the other reads."""
+    core, cache, failed = nn.Parameter(torch.ones(2, 2)), FactorCache(), []
+
+    def work(mode: Callable) -> None:
+        try:
+            for _ in range(2000):
+                with mode():
+                    made = cache.factors([core], None, lambda: Factors(2 * core, 3 * core))
+                assert torch.equal(made.down, 2 * torch.ones(2, 2))
+        except Exception as error:
+            failed.append(error)
+
+    threads = [Thread(target=work, args=(mode,)) for mode in (torch.enable_grad, torch.no_grad) * 2]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []

@@ -117,6 +117,31 @@ def test_tied_heads_are_saved_whole(tmp_path: Path) -> None:
     assert other.head.weight is other.embed.weight
 
 
+@pytest.mark.parametrize("name", ["embed", "head"])
+def test_a_tied_head_that_is_saved_alone_leaves_its_twin(tmp_path: Path, name: str) -> None:
+    model, other = Tower(), Tower()
+    adapt(model, AdapterSpec(("mixer",), width=2))
+    save_adapters(model, tmp_path / "adapter", modules_to_save=[name])
+    weights = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    key = f"base_model.model.{name}.weight"
+    save_file({**weights, key: weights[key] + 1}, tmp_path / "adapter" / "adapter_model.safetensors")
+    before = other.embed.weight.detach().clone()
+    load_adapters(other, tmp_path / "adapter")
+    twin = {"embed": "head", "head": "embed"}[name]
+    assert torch.equal(other.get_parameter(f"{name}.weight"), weights[key] + 1)
+    assert torch.equal(other.get_parameter(f"{twin}.weight"), before)
+
+
+def test_tied_heads_that_were_saved_apart_are_untied(tmp_path: Path) -> None:
+    model, other = Tower(), Tower()
+    adapt(model, AdapterSpec(("mixer",), width=2))
+    model.head.weight = nn.Parameter(model.head.weight.detach() + 1)
+    save_adapters(model, tmp_path / "adapter", modules_to_save=["embed", "head"])
+    load_adapters(other, tmp_path / "adapter")
+    assert torch.equal(other.embed.weight, model.embed.weight)
+    assert torch.equal(other.head.weight, model.head.weight)
+
+
 @pytest.mark.parametrize(
     ("names", "error", "message"),
     [

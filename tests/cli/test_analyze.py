@@ -182,7 +182,7 @@ def test_refusals(lora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         ("is a folder", ("analyze", lora, "--html", tmp_path, "--overwrite")),
         ("give --model too", ("ntk", lora, "--output", "margin")),
         ("--model has its own batch", ("ntk", lora, "--model", "my_task:made", "--seed", 1)),
-        ("--model is module:function", ("ntk", lora, "--model", "my_task")),
+        ("--model is package.module:function", ("ntk", lora, "--model", "my_task")),
         ("No module named 'my_tusk'", ("ntk", lora, "--model", "my_tusk:made")),
         ("has no attribute 'maid'", ("ntk", lora, "--model", "my_task:maid")),
         (r"must return \(model, batch\), not Model", ("ntk", lora, "--model", "my_task:wrong")),

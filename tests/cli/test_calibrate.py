@@ -1,5 +1,6 @@
 """Calibrate and convert by the command line: a model by name, a file, and candidates that it weighs."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,16 @@ def held_out():
 
 def nothing():
     return 1
+
+def one_batch():
+    return Network(), batches()[0]
+
+def number():
+    return Network(), 1
+
+def lazy():
+    from beside_it import runs
+    return Network(), runs
 """
 
 
@@ -67,6 +78,37 @@ def test_a_model_judges_only_with_a_calibration(place: Path) -> None:
     assert "--model judges candidates that --calibration makes; give both" in ran.err
 
 
+def test_what_the_function_imports_is_found_beside_it(place: Path) -> None:
+    (place / "beside_it.py").write_text("import torch\nruns = [torch.ones(2, 14)]\n")
+    before = list(sys.path)
+    _, runs = load_model("calibrating_network:lazy")
+    assert len(runs) == 1
+    assert sys.path == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--max-rank", 2, "--calibration", "c.safetensors"), "not 'auto' for {'max_rank': 2}"),
+        (("--params", 0.5, "--train", "m:t", "--distill", 3), "is judged on the held-out batches of --model"),
+        (("--params", 0.5, "--model", "m:t"), "give both"),
+    ],
+)
+def test_a_dry_run_refuses_what_a_conversion_does(
+    place: Path, options: tuple[object, ...], message: str
+) -> None:
+    calibrated("lora", "--model", "calibrating_network:calibration", "-o", "c.safetensors")
+    for more in ((), ("--dry-run",)):
+        ran = tntune("convert", "lora", "-o", "out", *options, *more)
+        assert (ran.code, ran.out) == (2, "")
+        assert message in ran.err
+
+
+def test_a_parent_that_is_not_there_is_said_at_once(place: Path) -> None:
+    with pytest.raises(OutputError, match="the parent folder missing does not exist"):
+        calibrated("lora", "--model", "calibrating_network:no_such", "-o", "missing/c.safetensors")
+
+
 def test_files_are_kept_and_models_must_be_models(place: Path) -> None:
     (place / "c.safetensors").write_text("mine")
     with pytest.raises(OutputError, match=r"c\.safetensors: exists already"):
@@ -76,6 +118,8 @@ def test_files_are_kept_and_models_must_be_models(place: Path) -> None:
         "calibrating_network:missing": "has no attribute 'missing'",
         "no_such_module:f": "No module named 'no_such_module'",
         "calibrating_network:nothing": r"must return \(model, batches\), not int",
+        "calibrating_network:one_batch": "the second part must be batches, .* not Tensor",
+        "calibrating_network:number": "the second part must be batches, .* not int",
     }.items():
         with pytest.raises(SpecError, match=message):
             load_model(name)

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.convert.sample import lora_folder
 from tests.convert.shared import BLOCKS, NAMES, SIZE, Network, batches, shared_factors, shared_folder
 from tests.support.tolerance import close
+from tntune.checkpoint import Calibration
 from tntune.convert import attached, calibrate, model_divergence
 from tntune.convert.calibrate import lora_factors
 from tntune.convert.form import Form
@@ -122,6 +124,89 @@ def test_frozen_models_can_be_calibrated(tmp_path: Path) -> None:
     assert all(close(a, b) for n in NAMES for a, b in zip(one.moments(n), two.moments(n), strict=True))
 
 
+def layers(path: Path, *names: str, size: int = 6) -> Path:
+    """A LoRA for layers of that size."""
+    made = {name: (torch.ones(1, size) / 8, torch.ones(size, 1) / 8) for name in names}
+    return lora_folder(path, made=made, target_modules=list(names), r=1, rank_pattern={})
+
+
+def same_moments(one: Calibration, other: Calibration) -> bool:
+    return all(
+        close(mine, theirs)
+        for name in one.names
+        for mine, theirs in zip(one.moments(name), other.moments(name), strict=True)
+    )
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_outputs_that_the_model_changes_in_place_are_known_as_they_were(tmp_path: Path, frozen: bool) -> None:
+    source, runs = layers(tmp_path / "lora", "0", "2"), [torch.randn(9, 6), torch.randn(4, 6)]
+    found = []
+    for inplace in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(inplace), nn.Linear(6, 6), nn.ReLU(inplace))
+        found.append(calibrate(model.requires_grad_(not frozen), runs, source))
+    assert same_moments(*found)
+
+
+class Residual(nn.Module):
+    """Two layers that read x, before and after it is changed, in place or not."""
+
+    def __init__(self, inplace: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.inplace = nn.Linear(6, 6), nn.Linear(6, 6), inplace
+        self.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.clone()
+        h = torch.tanh(self.a(input=x))
+        x = x.add_(h) if self.inplace else x + h
+        return self.b(input=x)
+
+
+def test_an_input_that_is_changed_in_place_is_another(tmp_path: Path) -> None:
+    source, runs = layers(tmp_path / "lora", "a", "b"), [torch.randn(9, 6)]
+    found = [calibrate(Residual(inplace), runs, source) for inplace in (False, True)]
+    assert found[1].input_of == {"a": "a", "b": "b"}
+    assert same_moments(*found)
+
+
+class Twice(nn.Module):
+    """A layer that is called twice, and one that reads the first of its inputs, or both."""
+
+    def __init__(self, both: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.both = nn.Linear(6, 6), nn.Linear(6, 6), both
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.a(x)) + torch.tanh(self.b(x))
+        again = 10 * h
+        return self.a(again) + (self.b(again) if self.both else 0)
+
+
+def test_layers_share_a_moment_only_where_they_read_the_same_at_every_call(tmp_path: Path) -> None:
+    source = layers(tmp_path / "lora", "a", "b")
+    assert calibrate(Twice(True), [torch.randn(9, 6)], source).input_of == {"a": "a", "b": "a"}
+    with pytest.raises(SpecError, match="b: reads what a reads at some of its calls, 1 against 2"):
+        calibrate(Twice(False), [torch.randn(9, 6)], source)
+
+
+def test_the_mode_of_the_caller_does_not_matter(tmp_path: Path) -> None:
+    source, model, runs, found = shared_folder(tmp_path / "lora"), Network(), batches(), []
+    for mode in (torch.enable_grad, torch.no_grad, torch.inference_mode):
+        with mode():
+            found.append(calibrate(model, runs, source))
+    assert same_moments(found[0], found[1])
+    assert same_moments(found[0], found[2])
+
+
+def test_factors_keep_their_digits(tmp_path: Path) -> None:
+    for dtype, kept in ((torch.float16, torch.float32), (torch.float64, torch.float64)):
+        folder = lora_folder(tmp_path / str(dtype), dtype=dtype)
+        assert {part.dtype for pair in lora_factors(folder).values() for part in pair} == {kept}
+
+
 def test_divergence_is_the_mean_kl_of_predictions(tmp_path: Path) -> None:
     source = shared_folder(tmp_path / "lora")
     divergence = model_divergence(Network(), batches(), source)
@@ -154,6 +239,27 @@ def test_logits_come_from_models_of_any_habit() -> None:
         predict(nn.Identity(), torch.ones(3, 4, dtype=torch.long))
     with pytest.raises(SpecError, match="the model returns Tensor, not logits"):
         predict(nn.Flatten(0), torch.ones(3, 4))
+
+
+def test_what_has_no_prediction_has_no_divergence(tmp_path: Path) -> None:
+    nothing = {"x": torch.ones(1, 3, SIZE), "attention_mask": torch.zeros(1, 3)}
+    divergence = model_divergence(Network(), [nothing], shared_folder(tmp_path / "lora"))
+    with pytest.raises(SpecError, match="1 batches have no prediction to compare: is every token masked"):
+        divergence({})
+
+
+def test_a_layer_without_a_tensor_is_named() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Identity()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc([x])[0]
+
+    model, factors = Odd(), {"fc": Factors(torch.ones(1, 3), torch.ones(3, 1))}
+    with attached(model, factors), pytest.raises(TargetError, match="fc: was called with list, and layers"):
+        model(torch.ones(2, 3))
 
 
 def test_what_cannot_be_calibrated_is_refused(tmp_path: Path) -> None:

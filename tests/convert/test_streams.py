@@ -207,6 +207,17 @@ def test_too_small_a_budget_has_no_plan() -> None:
     assert StreamSearch(layers_of(dict([*shared().items()][:1])), Norm()).plan(999) is None
 
 
+def test_one_layer_shares_nothing(tmp_path: Path) -> None:
+    """Where one of two layers takes the whole budget, there is no plan, and what is made is no joint map."""
+    made = shared()
+    names = list(made)[:2]
+    two = {names[0]: made[names[0]], names[1]: tuple(1e-6 * part for part in made[names[1]])}
+    search = StreamSearch(layers_of(two), Norm())
+    for budget in range(40, 200, 10):
+        plan = search.plan(budget)
+        assert plan is None or sum(map(bool, plan.sizes.widths)) > 1
+
+
 def test_each_way_to_make_streams_is_there_once() -> None:
     found = partitions(layers_of(shared()))
     assert list(found) == ["size", "shape"]  # one role of each shape

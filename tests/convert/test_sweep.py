@@ -1,6 +1,7 @@
 """Laws of sweeps: each budget is what its own conversion makes, and the SVDs of it stand beside it."""
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from tntune.convert import (
     model_score,
     sweep_lora,
 )
+from tntune.convert.score import Score
 from tntune.errors import OutputError, RankError, SpecError
 
 SHARES = (0.1, 0.5, 0.35)
@@ -110,6 +112,8 @@ def test_nothing_is_written_where_one_budget_is_too_small(tmp_path: Path, source
 
 
 def test_what_is_no_sweep_is_refused(tmp_path: Path, source: Path) -> None:
+    with pytest.raises(SpecError, match=r"budgets must be ConversionSettings.*, not Target"):
+        sweep_lora(source, tmp_path / "none", [Target(params=0.5)])
     out = tmp_path / "out"
     for asked, message in (
         ([], "a sweep needs shares of the parameters, each once"),
@@ -130,6 +134,26 @@ def test_what_is_no_sweep_is_refused(tmp_path: Path, source: Path) -> None:
     with pytest.raises(OutputError, match=r"holds no sweep\.json, so it is no sweep"):
         sweep_lora(source, out, budgets(0.5), overwrite=True)
     assert listing(out) == {"mine": b""}
+
+
+def test_a_score_that_is_not_finite_is_null_in_the_file(
+    tmp_path: Path, source: Path, calibration: Calibration
+) -> None:
+    found = iter([1.0, math.inf, *[2.0] * 20])
+    task = Task(calibration, score=Score(1.0, lambda _: next(found)))
+    report = sweep_lora(source, tmp_path / "sweep", budgets(0.5, 0.2), task=task)
+    stored = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
+    assert len(stored["points"]) == 2
+    assert [row.score for row in report.rows()].count(math.inf) == 1
+    scores = [each["score"] for point in stored["points"] for each in point["baselines"]]
+    assert scores.count(None) == 1
+
+
+def test_what_is_left_of_the_sweep_before_is_removed(tmp_path: Path, source: Path) -> None:
+    sweep_lora(source, tmp_path / "sweep", budgets(0.5, 0.1))
+    (tmp_path / "sweep" / "mine").mkdir()
+    sweep_lora(source, tmp_path / "sweep", budgets(0.5), overwrite=True)
+    assert sorted(path.name for path in (tmp_path / "sweep").iterdir()) == ["0.5", "mine", "sweep.json"]
 
 
 def test_a_sweep_may_be_made_again(tmp_path: Path, source: Path) -> None:

@@ -1,5 +1,7 @@
 """Laws of whole-adapter conversions: the report is what the files hold, and no candidate is better."""
 
+import math
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,11 @@ from tntune.checkpoint import Calibration, open_lora, open_tensorguide
 from tntune.convert import (
     ConversionReport,
     ConversionSettings,
+    Distillation,
     Norm,
     Target,
     Task,
+    Teacher,
     calibrate,
     compare_adapters,
     convert_lora,
@@ -30,6 +34,7 @@ from tntune.convert.calibrate import lora_factors
 from tntune.convert.candidate import Layers
 from tntune.convert.search import JointSearch
 from tntune.errors import NumericalError, RankError, SpecError, UnsupportedError
+from tntune.maps.base import Factors
 
 BASELINES = ("svd", "svd, even ranks", "weighted svd", "weighted svd, even ranks")
 
@@ -249,7 +254,67 @@ def test_what_makes_no_whole_adapter_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+def judge_of(*said: Any) -> Callable[[Mapping[str, Factors]], Any]:
+    """A judge that says these one after the other, then the last for ever."""
+    left = list(said)
+    return lambda _: left.pop(0) if len(left) > 1 else left[0]
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])
+def test_a_divergence_that_is_not_finite_is_never_the_least(
+    tmp_path: Path, source: Path, calibration: Calibration, odd: float
+) -> None:
+    task = Task(calibration, judge_of(odd, 3.0, odd, 1.0, 9.0))
+    report = converted(source, tmp_path / "out", "svd", task)
+    assert (report.chosen, report.divergence) == ("weighted svd, even ranks", 1.0)
+    teacher = Teacher(Network(), batches(seed=5), source)
+    task = Task(calibration, judge_of(odd, 3.0, odd, 1.0, 9.0), Distillation(teacher, 1))
+    assert converted(source, tmp_path / "trained", "svd", task).chosen == "weighted svd, even ranks"
+    with pytest.raises(NumericalError, match="the divergence of none of 4 candidates is finite"):
+        converted(source, tmp_path / "none", "svd", Task(calibration, judge_of(odd)))
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("number", [np.float32(0.5), torch.tensor(0.5)], ids=["numpy", "torch"])
+def test_any_number_is_a_divergence(
+    tmp_path: Path, source: Path, calibration: Calibration, number: Any
+) -> None:
+    report = converted(source, tmp_path / "out", "svd", Task(calibration, lambda _: number))
+    assert report.divergence == 0.5
+    with pytest.raises(SpecError, match="a divergence is a number, not str"):
+        converted(source, tmp_path / "other", "svd", Task(calibration, lambda _: "low"))
+
+
+@pytest.mark.parametrize("method", ["svd", "joint", "auto"])
+@pytest.mark.parametrize("share", [0.1, 0.35, 1.0])
+def test_float16_holds_what_float32_holds(
+    tmp_path: Path, source: Path, calibration: Calibration, method: str, share: float
+) -> None:
+    """A layer without gradients has factors of very different sizes, in the norm that weighs it least."""
+    outputs = {**calibration.outputs, "up": torch.zeros(9, 9)}
+    task = Task(Calibration(calibration.inputs, outputs, calibration.input_of))
+    errors = []
+    for dtype in (torch.float16, torch.float32):
+        settings = ConversionSettings(Target(params=share), method, dtype=dtype)
+        errors.append(convert_lora(source, tmp_path / str(dtype), settings, task=task).task_error)
+    assert errors[0] == pytest.approx(errors[1], rel=1e-2, abs=1e-3)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_the_mode_of_the_caller_does_not_matter(
+    tmp_path: Path, source: Path, calibration: Calibration, mode: Any
+) -> None:
+    model, runs = Network(), batches(seed=5)
+    for name, around in (("plain", torch.enable_grad), ("other", mode)):
+        with around():
+            teacher = Teacher(model, runs, source)
+            task = Task(calibration, teacher.divergence, Distillation(teacher, 10))
+            converted(source, tmp_path / name, "svd", task)
+    one, other = ((tmp_path / n / "adapter_model.safetensors").read_bytes() for n in ("plain", "other"))
+    assert one == other
+
+
 def test_shared_maps_are_not_rounded(tmp_path: Path, source: Path) -> None:
     converted(source, tmp_path / "out", "joint", None)
-    with pytest.raises(UnsupportedError, match="a map of kind 'member' has no train of its own to round"):
+    with pytest.raises(UnsupportedError, match="its layers share one map, and round knows maps of one layer"):
         round_adapter(tmp_path / "out", tmp_path / "smaller", Target(params=0.5))

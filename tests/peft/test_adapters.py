@@ -5,11 +5,11 @@ import torch
 
 pytest.importorskip("peft")
 
-from peft import PeftModel, get_layer_status, get_model_status, inject_adapter_in_model
+from peft import PeftModel, get_layer_status, get_model_status, get_peft_model, inject_adapter_in_model
 
 from tests.peft.models import MARKS, TOKENS, VARIANTS, adapted, cores, decoder, gpt2, inputs, logits, tower
 from tests.support.tolerance import close
-from tntune.errors import SpecError, TargetError
+from tntune.errors import SpecError, TargetError, UnsupportedError
 from tntune.peft import TensorGuideConfig, TensorGuideLayer
 from tntune.peft.plan import Sizes
 
@@ -142,6 +142,55 @@ def test_a_failed_shared_adapter_leaves_nothing_behind(monkeypatch: pytest.Monke
             model.add_adapter("second", VARIANTS["shared"](**SECOND))
     assert not any("second" in name for name in model.state_dict())
     assert torch.equal(model(inputs()), wanted)
+
+
+TWICE = pytest.mark.filterwarnings("ignore:(You are trying to modify a model|Already found a)")
+
+
+@TWICE
+@pytest.mark.parametrize("name", ["default", "second"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_model_that_is_adapted_twice_trains_the_second(variant: str, name: str) -> None:
+    """As a cell of a notebook that is run again: the layers are those of the first, the cores are new."""
+    base = tower()
+    first = get_peft_model(base, VARIANTS[variant](**FIRST))
+    model = get_peft_model(base, VARIANTS[variant](**FIRST), adapter_name=name)
+    own = {path: p for path, p in model.named_parameters() if p.requires_grad and f".{name}." in path}
+    before = {path: p.detach().clone() for path, p in own.items()}
+    model(inputs()).square().sum().backward()
+    torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1).step()
+    assert before
+    assert [path for path, p in own.items() if torch.equal(p, before[path])] == []
+    fresh = adapted(tower(), VARIANTS[variant](**FIRST), adapter_name=name)
+    fresh.load_state_dict(model.state_dict(), strict=False)
+    assert close(fresh(inputs()), model(inputs()))
+    assert first(inputs()).shape == (5, 3)
+
+
+@TWICE
+def test_two_kinds_do_not_meet_in_a_layer() -> None:
+    for one, other in (VARIANTS.values(), reversed(VARIANTS.values())):
+        base = get_peft_model(tower(), one(**FIRST)).base_model.model
+        with pytest.raises(UnsupportedError, match=r"fc: has an adapter of TensorGuide's other kind; unload"):
+            get_peft_model(base, other(**FIRST))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_an_adapter_for_each_row_is_refused(variant: str) -> None:
+    model = adapted(gpt2(), VARIANTS[variant](target_modules=["c_attn"]))
+    with pytest.raises(UnsupportedError, match="adapter_names: an adapter for each row of a batch"):
+        model(TOKENS, adapter_names=["default", "__base__"])
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_what_trains_single_tokens_is_unloaded(variant: str, tied: bool) -> None:
+    config = VARIANTS[variant](target_modules=["c_attn"], trainable_token_indices=[1], init_weights=False)
+    model = adapted(gpt2(tied=tied), config).eval()
+    before = model(TOKENS).logits
+    merged = model.merge_and_unload()
+    assert isinstance(merged, type(gpt2()))
+    assert close(merged(TOKENS).logits, before, factor=10)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -154,6 +154,13 @@ def test_what_it_refuses(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="resumes at step 3"):
         callback.on_train_begin(made.args, made.state, made.control, model=made.model, optimizer=None)
 
+    class Best:
+        world_size = 1
+        load_best_model_at_end = True
+
+    with pytest.raises(UnsupportedError, match="load_best_model_at_end may load a checkpoint of before"):
+        callback.on_train_begin(Best(), made.state, made.control, model=made.model, optimizer=None)
+
     class Two:
         world_size = 2
 

@@ -31,7 +31,7 @@ from tntune.checkpoint import open_tensorguide, write_groups
 from tntune.convert import ConversionSettings, Target, convert_lora, export_lora, round_adapter
 from tntune.errors import OutputError, SpecError, TargetError, UnsupportedError
 from tntune.maps import Group, Site, Streams
-from tntune.peft import TensorGuideConfig, TensorGuideLayer
+from tntune.peft import SharedTensorGuideConfig, TensorGuideConfig, TensorGuideLayer
 
 pytestmark = [
     *MARKS,
@@ -72,6 +72,23 @@ def test_parts_of_tensors_are_not_saved(tmp_path: Path, variant: str, part: int)
     with pytest.raises(UnsupportedError, match=rf"tt_core_0: is \({part},\) here, and .* as a whole; gather"):
         model.save_pretrained(tmp_path / "adapter")
     assert not list((tmp_path / "adapter").glob("*.safetensors"))
+
+
+METHODS = ("tensorguide", "lotr", "fact_tt", "lorta", "tenslora_qkv_depth_cp")
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("targets", [["c_attn", "c_fc"], ["c_fc", "mlp.c_proj"]])
+def test_an_optimiser_finds_its_cores_again(tmp_path: Path, method: str, targets: list[str]) -> None:
+    """It knows them by their order alone, and PEFT sorts what it writes."""
+    ranks = {"ranks": 2} if method == "tensorguide" else {}
+    config = SharedTensorGuideConfig(r=2, method=method, target_modules=targets, **ranks)
+    model = get_peft_model(gpt2(), config)
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(gpt2(), tmp_path, is_trainable=True)
+    names = [[n for n, p in each.named_parameters() if p.requires_grad] for each in (model, loaded)]
+    assert len(names[0]) > 2
+    assert names[0] == names[1]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

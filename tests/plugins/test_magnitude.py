@@ -1,5 +1,7 @@
 """Law: y = m * (W0 + ΔW) / |W0 + ΔW| x + b, the norm a constant in backward; PEFT's DoRA on a LoRA."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,16 @@ from tests.plugins.models import batch, tower
 from tests.support.maps import MAPS
 from tests.support.models import Conv1D, adapted
 from tests.support.tolerance import close
-from tntune.adapters import AdapterSpec, adapt, merge, save_adapters, set_enabled, unload, unmerge
+from tntune.adapters import (
+    AdapterSpec,
+    adapt,
+    adapted_layers,
+    merge,
+    save_adapters,
+    set_enabled,
+    unload,
+    unmerge,
+)
 from tntune.errors import NumericalError, TargetError, UnsupportedError
 from tntune.maps import LoRA, WeightMap
 from tntune.plugins import MagnitudeLinear, Sine, decompose_weights, transform_deltas
@@ -34,6 +45,22 @@ def test_a_zero_start_is_the_base_bit_for_bit(bias: bool, dtype: torch.dtype) ->
     before = model(x)
     after = decompose_weights(adapt(model, AdapterSpec(width=4)))(x)
     assert torch.equal(after, before)
+
+
+@pytest.mark.parametrize("replaced", [decompose_weights, lambda model: transform_deltas(model, Sine())])
+def test_a_pass_generates_for_the_layers_that_are_there(replaced: Callable) -> None:
+    """Where they are merged or switched off, for none."""
+    model = replaced(adapt(nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6)), AdapterSpec(width=2)))
+    begun = []
+    for layer in (layer for _, layer in adapted_layers(model)):
+        layer.generator.begin = partial(begun.append, layer)  # type: ignore[method-assign]
+        layer.generator.end = lambda: None  # type: ignore[method-assign]
+    model(torch.ones(2, 6))
+    assert begun
+    begun.clear()
+    set_enabled(model, False)
+    model(torch.ones(2, 6))
+    assert begun == []
 
 
 @EVERY

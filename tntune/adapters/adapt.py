@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from tntune.adapters.forward_pass import ForwardPass, drop_passes
 from tntune.adapters.generator import FactorGenerator
@@ -73,7 +74,8 @@ def install(
     A module that the model holds at several places is wrapped once, and adapted at all of them.
 
     Raises:
-        TargetError: Where no path is given, or one does not exist or cannot be adapted.
+        TargetError: Where no path is given, one does not exist or cannot be adapted, or a parameter of the
+            model has no shape yet.
         ModeError, DtypeError, SpecError: Where a map does not fit its module, or tensors not their map.
 
     Example:
@@ -84,6 +86,9 @@ def install(
         >>> model[0].delta_weight().sum().item()
         12.0
     """
+    lazy = [name for name, parameter in model.named_parameters() if is_lazy(parameter)]
+    if lazy:
+        raise TargetError(f"{lazy[:3]} have no shape yet; call the model once before it is adapted")
     groups = {name: _as_group(name, entry) for name, entry in sites.items()}
     modules = dict(model.named_modules())
     paths = [path for group in groups.values() for path in group.modules]

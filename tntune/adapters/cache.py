@@ -44,11 +44,12 @@ class FactorCache:
         if _is_gradient_wanted(tensors):
             self.clear()  # what is trained changes, under some wrappers in ways that leave no trace
             return make()
-        if self._kept is None or not self._kept.holds(tensors):
+        kept = self._kept  # another thread may clear it
+        if kept is None or not kept.holds(tensors):
             if not all(map(_is_plain, tensors)):
                 return make()
-            self._kept = _Kept(tensors)
-        entries = self._kept.entries
+            kept = self._kept = _Kept(tensors)
+        entries = kept.entries
         if key not in entries:
             entries[key] = make()
         made: Made = entries[key]

@@ -219,6 +219,14 @@ def target_names(
     else:
         chosen = {places[name] for name in names if _matches(name, targets)}
     found = [name for name in modules if name in chosen - spared]
+    if not found and not names:
+        raise TargetError(
+            f"the model is a single {type(model).__name__}; put it into a container to adapt it"
+        )
+    if not found and any(isinstance(module, AdaptedLinear) for module in modules.values()):
+        raise TargetError(
+            f"{type(model).__name__} has adapters already, and nothing else that {targets!r} is"
+        )
     if not found:
         raise TargetError(
             f"targets {targets!r} (without {list(exclude)}) match no module of {type(model).__name__}"

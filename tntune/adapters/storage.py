@@ -101,7 +101,8 @@ def save_adapters(
 def load_adapters(model: nn.Module, folder: str | os.PathLike[str]) -> nn.Module:
     """Wrap the layers that the folder names with its adapters; the model is unchanged on any error.
 
-    Modules that the folder holds whole (``modules_to_save``) replace the model's own values.
+    Modules that the folder holds whole (``modules_to_save``) replace the model's own values; what is tied
+    with a tensor of another value is untied, as in PEFT.
 
     Args:
         model: A model whose modules have the names in the folder.
@@ -143,8 +144,27 @@ def load_adapters(model: nn.Module, folder: str | os.PathLike[str]) -> nn.Module
     install(model, sites, tensors)
     with torch.no_grad():
         for key, tensor in saved.items():
-            tensor.copy_(weights[key])
+            tied = [weights[other] for other, own in saved.items() if own is tensor]
+            if _places(model, tensor) > len(tied) or not all(
+                torch.equal(weights[key], each) for each in tied
+            ):
+                _untie(model, key.removeprefix(KEY_PREFIX), weights[key])
+            else:
+                tensor.copy_(weights[key])
     return model
+
+
+def _places(model: nn.Module, tensor: Tensor) -> int:
+    """At how many places the model has a parameter."""
+    return sum(other is tensor for _, other in model.named_parameters(remove_duplicate=False))
+
+
+def _untie(model: nn.Module, path: str, value: Tensor) -> None:
+    """Give a module a parameter of its own, with this value."""
+    owner, _, name = path.rpartition(".")
+    old = model.get_parameter(path)
+    own = nn.Parameter(value.to(old), requires_grad=old.requires_grad)
+    setattr(model.get_submodule(owner), name, own)
 
 
 def check_whole(name: str, tensor: Tensor, shape: Shape | None = None) -> None:

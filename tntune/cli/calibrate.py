@@ -1,19 +1,20 @@
 """``tntune calibrate``: what a model does with the errors of its adapter, as a file."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Annotated, Any
 
 import typer
-from torch import nn
+from torch import Tensor, nn
 
 from tntune.checkpoint.calibration import save_calibration
 from tntune.cli.console import emit, emit_json
 from tntune.cli.options import Json
 from tntune.convert.calibrate import calibrate as run_calibration
-from tntune.errors import OutputError, SpecError
+from tntune.errors import SpecError
+from tntune.report.page import check_page
 
 __all__ = ["calibrate", "call", "load_judge", "load_model"]
 
@@ -37,8 +38,7 @@ def calibrate(
 
     Example: tntune calibrate my-lora --model mine:calibration -o my-lora.calibration.safetensors
     """
-    if output.exists() and not overwrite:
-        raise OutputError(f"{output}: exists already; choose another path, or overwrite it (--overwrite)")
+    check_page(output, overwrite=overwrite)
     base, batches = load_model(model)
     calibration = run_calibration(base, batches, source, limit=limit)
     save_calibration(output, calibration, overwrite=overwrite)
@@ -77,6 +77,11 @@ def load_judge(name: str) -> tuple[nn.Module, Any, Callable[[nn.Module], float] 
     made = call("--model", name)
     if not (isinstance(made, tuple) and len(made) in (2, 3) and isinstance(made[0], nn.Module)):
         raise SpecError(f"--model {name}: must return (model, batches), not {type(made).__name__}")
+    if isinstance(made[1], Mapping | Tensor | str) or not isinstance(made[1], Iterable):
+        raise SpecError(
+            f"--model {name}: the second part must be batches, such as a list of mappings, "
+            f"not {type(made[1]).__name__}"
+        )
     score = made[2] if len(made) == 3 else None
     if score is not None and not callable(score):
         raise SpecError(f"--model {name}: the third part must be a function, not {type(score).__name__}")
@@ -95,11 +100,18 @@ def call(option: str, name: str) -> Any:
     """
     if not all(part for part in name.partition(":")):
         raise SpecError(f"{option} is package.module:function, not {name!r}")
-    sys.path.insert(0, str(Path.cwd()))
+    here = str(Path.cwd())
+    sys.path.insert(0, here)  # for what the function imports when it runs as well
     try:
-        make = resolve_name(name)
+        return _named(option, name)()
+    finally:
+        if here in sys.path:
+            sys.path.remove(here)
+
+
+def _named(option: str, name: str) -> Callable[[], Any]:
+    try:
+        made: Callable[[], Any] = resolve_name(name)
     except (ImportError, AttributeError, ValueError) as error:
         raise SpecError(f"{option} {name}: {error}") from error
-    finally:
-        sys.path.pop(0)
-    return make()
+    return made

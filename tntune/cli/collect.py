@@ -59,7 +59,7 @@ def collect(
     Example: tntune collect math code chat -o library --params 0.1
     """
     if add:
-        if len(sources) != 1 or params or max_params or dtype or carry:
+        if len(sources) != 1 or carry or any(each is not None for each in (params, max_params, dtype)):
             raise SpecError("--add takes one library as SOURCES, and its size and dtype from there")
         members = _named(add)
         calibrations = _calibrations(calibration, members)
@@ -115,6 +115,8 @@ def _calibrations(texts: list[str] | None, members: dict[str, Path]) -> dict[str
         name, separator, path = text.partition("=")
         if not separator or name not in members:
             raise SpecError(f"--calibration {text}: is not NAME=FILE with one of {', '.join(members)}")
+        if name in found:
+            raise SpecError(f"--calibration {text}: {name} has one already")
         found[name] = open_calibration(path)
     return found
 

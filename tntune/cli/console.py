@@ -2,7 +2,6 @@
 
 import io
 import json
-import math
 import os
 import shutil
 import sys
@@ -14,6 +13,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+from tntune.files import finite
 
 __all__ = ["emit", "emit_json", "note", "percent", "progress_bar", "table"]
 
@@ -48,7 +49,7 @@ def emit_json(value: object) -> None:
           ]
         }
     """
-    emit(json.dumps(_plain(value), indent=2, allow_nan=False))
+    emit(json.dumps(finite(value), indent=2, allow_nan=False))
 
 
 def note(text: str) -> None:
@@ -114,17 +115,9 @@ def progress_bar(enabled: bool) -> Iterator[Callable[[str, int, int], None]]:
         def move(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
                 tasks[stage] = bar.add_task(stage, total=total)
-            bar.update(tasks[stage], completed=done)
+            bar.update(tasks[stage], completed=done, total=total)
 
         yield move
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _shown(cell: object) -> str:

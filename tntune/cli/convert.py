@@ -26,7 +26,7 @@ from tntune.cli.options import (
     make_target,
     parse_dtype,
 )
-from tntune.cli.task import CalibrationFile, Distill, Model, Train, make_task
+from tntune.cli.task import CalibrationFile, Distill, Model, Train, check_task, make_task
 from tntune.convert.convert import convert_lora
 from tntune.convert.encode import DEFAULT_LAYOUTS
 from tntune.convert.export import export_lora, export_member
@@ -35,6 +35,7 @@ from tntune.convert.family_settings import FAMILY_METHODS, FamilySettings
 from tntune.convert.report import CandidateReport, ConversionReport
 from tntune.convert.rounding import round_adapter
 from tntune.convert.settings import METHODS, ConversionSettings
+from tntune.convert.whole import check_whole
 from tntune.errors import SpecError
 
 __all__ = ["convert", "export", "round_"]
@@ -104,6 +105,9 @@ def convert(
     _refuse(method, {"--head-dim": head_dim, "--input-heads": input_heads})
     layouts = tuple(layout or DEFAULT_LAYOUTS)
     settings = ConversionSettings(target, method, layouts, activation, stored_as, jobs)
+    check_task(calibration, model=model, train=train, distill=distill)
+    if calibration is not None or method == "joint":
+        check_whole(settings, distilled=distill is not None)
     if dry_run:
         known = None if calibration is None else open_calibration(calibration)
         show_estimate(source, settings, calibration=known, json=json)
@@ -175,7 +179,9 @@ def export(
 
 def _refuse(method: str, options: Mapping[str, object]) -> None:
     """SpecError for options that are given and that the method does not have."""
-    given = [name for name, value in options.items() if value]
+    given = [
+        name for name, value in options.items() if value is not None and value is not False and value != []
+    ]
     if given:
         raise SpecError(f"method {method!r} has no {', '.join(given)}")
 

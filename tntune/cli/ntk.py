@@ -1,10 +1,8 @@
 """``tntune ntk``: tangent kernels of an adapter's layers, or of a whole model with the adapter in it."""
 
-import os
 import shlex
 import sys
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -12,6 +10,7 @@ import torch
 import typer
 from torch import nn
 
+from tntune.cli.calibrate import call
 from tntune.cli.console import emit, emit_json, note, progress_bar, table
 from tntune.cli.options import (
     Compare,
@@ -47,8 +46,8 @@ def ntk(
     model: Annotated[
         str | None,
         typer.Option(
-            help="module:function that returns (model, batch), looked for from here; its code is run. "
-            "Without it, each layer's own kernel is reported."
+            help="package.module:function that returns (base model, batch), looked for here; its code is "
+            "run. Without it, each layer's own kernel is reported."
         ),
     ] = None,
     output: Annotated[str, typer.Option(help=f"Of the model: {', '.join(OUTPUT_FUNCTIONS)}.")] = "logits",
@@ -126,17 +125,8 @@ def _networks(
 
 
 def _made(factory: str) -> tuple[nn.Module, Batch]:
-    """What ``module:function`` returns; the current folder is searched first, as ``python -m`` does."""
-    module, _, function = factory.partition(":")
-    if not module or not function:
-        raise SpecError(f"--model is module:function, such as my_task:model_and_batch, not {factory!r}")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        made = getattr(import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise SpecError(f"--model {factory}: {error}") from error
-    pair = made()
+    """What ``package.module:function`` returns."""
+    pair = call("--model", factory)
     if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], nn.Module)):
         raise SpecError(f"{factory} must return (model, batch), not {type(pair).__name__}")
     return cast(tuple[nn.Module, Batch], pair)

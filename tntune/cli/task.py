@@ -14,7 +14,7 @@ from tntune.convert.score import model_score
 from tntune.convert.task import Task
 from tntune.errors import SpecError
 
-__all__ = ["CalibrationFile", "Distill", "Model", "Train", "make_task"]
+__all__ = ["CalibrationFile", "Distill", "Model", "Train", "check_task", "make_task"]
 
 CalibrationFile = Annotated[
     Path | None,
@@ -46,17 +46,15 @@ Distill = Annotated[
 ]
 
 
-def make_task(
-    source: Path, calibration: Path | None, *, model: str | None, train: str | None, distill: int | None
-) -> Task | None:
-    """What the options say of the adapter's use; None where they say nothing.
-
-    Raises:
-        SpecError: For an option without those that it needs.
+def check_task(
+    calibration: Path | None, *, model: str | None, train: str | None, distill: int | None
+) -> None:
+    """Raise SpecError for an option without those that it needs.
 
     Example:
-        >>> make_task(Path("lora"), None, model=None, train=None, distill=None) is None
-        True
+        >>> check_task(None, model="mine:held_out", train=None, distill=None)
+        Traceback (most recent call last):
+        tntune.errors.SpecError: --model judges candidates that --calibration makes; give both
     """
     if calibration is None and model is not None:
         raise SpecError("--model judges candidates that --calibration makes; give both")
@@ -66,6 +64,21 @@ def make_task(
         raise SpecError(
             "--distill is judged on the held-out batches of --model, with --calibration; give all"
         )
+
+
+def make_task(
+    source: Path, calibration: Path | None, *, model: str | None, train: str | None, distill: int | None
+) -> Task | None:
+    """What the options say of the adapter's use; None where they say nothing.
+
+    Raises:
+        SpecError: For an option without those that it needs, or a function that returns something else.
+
+    Example:
+        >>> make_task(Path("lora"), None, model=None, train=None, distill=None) is None
+        True
+    """
+    check_task(calibration, model=model, train=train, distill=distill)
     if calibration is None:
         return None
     opened = open_calibration(calibration)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from tntune.errors import ModeError, TargetError
 from tntune.maps.base import Factors
 
-__all__ = ["attached", "modules_of"]
+__all__ = ["argument_of", "attached", "modules_of"]
 
 
 @contextmanager
@@ -34,7 +35,7 @@ def attached(model: nn.Module, factors: Mapping[str, Factors]) -> Iterator[None]
         [[2.0, 2.0]]
     """
     handles = [
-        module.register_forward_hook(partial(_add, name, factors[name]))
+        module.register_forward_hook(partial(_add, name, factors[name]), with_kwargs=True)
         for name, module in modules_of(model, factors).items()
     ]
     try:
@@ -58,11 +59,32 @@ def modules_of(model: nn.Module, names: Mapping[str, object]) -> dict[str, nn.Mo
     return {name: known[name] for name in names}
 
 
+def argument_of(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    """The tensor that a layer was called with, by place or by name.
+
+    Raises:
+        TargetError: Where its first argument is no tensor.
+
+    Example:
+        >>> argument_of("fc", (), {"input": torch.ones(1)})
+        tensor([1.])
+    """
+    x = next(iter((*args, *kwargs.values())), None)
+    if not isinstance(x, Tensor):
+        raise TargetError(f"{name}: was called with {type(x).__name__}, and layers take one tensor")
+    return x
+
+
 def _add(
-    name: str, factors: Factors, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
+    name: str,
+    factors: Factors,
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    output: Tensor,
 ) -> Tensor:
     """A forward hook that adds the adapter's output."""
-    x = inputs[0]
+    x = argument_of(name, args, kwargs)
     if x.shape[-1] != factors.down.shape[1] or output.shape[-1] != factors.up.shape[0]:
         raise ModeError(
             f"{name}: maps {x.shape[-1]} to {output.shape[-1]} features, its adapter "

@@ -4,13 +4,14 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tntune.checkpoint.calibration import Calibration
 from tntune.checkpoint.lora import open_lora
-from tntune.convert.attach import attached, modules_of
+from tntune.convert.attach import argument_of, attached, modules_of
 from tntune.convert.prediction import Batch, Predict, predict, token_mask
 from tntune.errors import NumericalError, SpecError
 from tntune.maps.base import Factors
@@ -56,29 +57,48 @@ class _Recorder:
         self.tokens: dict[str, int] = dict.fromkeys(self.outputs, 0)
         self.mask: Tensor | None = None
         self.live: dict[str, list[Tensor]] = {}
-        self._seen: dict[int, tuple[str, Tensor]] = {}
+        self._seen: dict[tuple[int, int], tuple[str, Tensor]] = {}
+        self._calls: dict[str, list[tuple[int, int]]] = {}
 
-    def hook(self, name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        """Count a call's inputs in, unless another layer has the same."""
-        x = inputs[0]
-        owner, _ = self._seen.setdefault(id(x), (name, x))
+    def hook(
+        self,
+        name: str,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        output: Tensor,
+    ) -> Tensor:
+        """Count a call's inputs in, unless another layer has the same; what follows may change its output."""
+        x = argument_of(name, args, kwargs)
+        key = (id(x), 0 if x.is_inference() else x._version)  # changed in place it is another
+        owner, _ = self._seen.setdefault(key, (name, x))
         if self.input_of.setdefault(name, owner) != owner:
-            raise SpecError(f"{name}: reads what {owner} reads in one batch and not in another")
+            raise SpecError(f"{name}: reads what {owner} reads at one call and not at another")
         if owner == name:
             self.inputs[name].add(self._rows(x))
             self.tokens[name] += self._rows(x).shape[0]
         if not output.requires_grad:
             output.requires_grad_()
+        self._calls.setdefault(name, []).append(key)
         self.live.setdefault(name, []).append(output)
+        return output.clone()
 
     def finish(self, total: Tensor) -> None:
         """Count the gradients of ``total`` at all outputs of the batch in."""
+        for name, keys in self._calls.items():
+            owner = self.input_of[name]
+            if keys != self._calls[owner]:
+                raise SpecError(
+                    f"{name}: reads what {owner} reads at some of its calls, {len(keys)} against "
+                    f"{len(self._calls[owner])}; layers of one input are to be called together"
+                )
         calls = [(name, output) for name, outputs in self.live.items() for output in outputs]
         gradients = torch.autograd.grad(total, [output for _, output in calls], allow_unused=True)
         for (name, output), gradient in zip(calls, gradients, strict=True):
             self.outputs[name].add(self._rows(torch.zeros_like(output) if gradient is None else gradient))
         self.live.clear()
         self._seen.clear()
+        self._calls.clear()
 
     def _rows(self, value: Tensor) -> Tensor:
         if self.mask is not None and value.shape[:-1] == self.mask.shape:
@@ -115,8 +135,9 @@ def calibrate(
         progress: Called with the number of batches done.
 
     Raises:
-        SpecError: For a limit below 1, or no batch.
-        TargetError: Where the model lacks a layer of the LoRA, or no batch reaches one.
+        SpecError: For a limit below 1, no batch that reaches every layer, or layers that read the same
+            activations at some calls only.
+        TargetError: Where the model lacks a layer of the LoRA, or calls one without a tensor.
         NumericalError: Where a moment is not finite.
 
     Example:
@@ -141,11 +162,14 @@ def calibrate(
     done = predictions = 0
     with attached(model, factors):
         modules = modules_of(model, factors)
-        handles = [m.register_forward_hook(partial(recorder.hook, n)) for n, m in modules.items()]
+        handles = [
+            module.register_forward_hook(partial(recorder.hook, name), with_kwargs=True)
+            for name, module in modules.items()
+        ]
         try:
             for batch in batches:
                 recorder.mask = token_mask(batch)
-                with torch.enable_grad():
+                with torch.inference_mode(False), torch.enable_grad():
                     logits = predict(model, batch)
                     recorder.finish((logits * _direction(logits.detach(), generator)).sum())
                 done, predictions = done + 1, predictions + logits.shape[0]
@@ -158,6 +182,7 @@ def calibrate(
     return _calibration(recorder, predictions, {**notes, "tokens": max(recorder.tokens.values())})
 
 
+@torch.inference_mode(False)
 def lora_factors(source: str | os.PathLike[str]) -> dict[str, Factors]:
     """Down and up of each layer of a LoRA folder, the scale in up, in float32 at least.
 
@@ -168,7 +193,11 @@ def lora_factors(source: str | os.PathLike[str]) -> dict[str, Factors]:
     """
     folder = open_lora(source, carry=True)
     loaded = {site.name: folder.load(site) for site in folder.sites}
-    return {name: Factors(down.float(), scale * up.float()) for name, (down, up, scale) in loaded.items()}
+    return {name: Factors(_wide(down), scale * _wide(up)) for name, (down, up, scale) in loaded.items()}
+
+
+def _wide(value: Tensor) -> Tensor:
+    return value.to(torch.promote_types(value.dtype, torch.float32))
 
 
 def _direction(logits: Tensor, generator: torch.Generator) -> Tensor:

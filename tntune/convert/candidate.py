@@ -19,7 +19,7 @@ from tntune.maps.lora import LoRA
 from tntune.maps.member import Member
 from tntune.maps.tensorguide import TensorGuide
 
-__all__ = ["Candidate", "Layers", "joint_piece", "truncated_piece"]
+__all__ = ["Candidate", "Layers", "evened", "joint_piece", "truncated_piece"]
 
 Piece = tuple[Group, dict[str, Tensor]]
 """A map, the modules that it serves, and its tensors in the dtype of the checkpoint."""
@@ -165,9 +165,33 @@ def truncated_piece(layers: Layers, name: str, balanced: Balanced, rank: int) ->
         (('fc',), ['lora_down', 'lora_up'])
     """
     outside, inside = layers.shape(name)
-    tensors = {"lora_down": balanced.down[:rank], "lora_up": balanced.up[:, :rank]}
+    down, up = evened(balanced.down[:rank].mT, balanced.up[:, :rank], layers.dtype)
+    tensors = {"lora_down": down.mT, "lora_up": up}
     group = Group(LoRA(inside, outside, rank, "random"), (name,), (1.0,))
     return group, {flat: stored(value, layers.dtype) for flat, value in tensors.items()}
+
+
+def evened(down: Tensor, up: Tensor, dtype: torch.dtype) -> Factors:
+    """``down upᵀ`` by columns that are as long on both sides, for float16; else as they are.
+
+    Factors that are balanced in a task norm may be far apart in size, and float16 has few powers of two.
+
+    Args:
+        down: ``(..., in, r)``.
+        up: ``(..., out, r)``.
+        dtype: Dtype to store.
+
+    Example:
+        >>> down, up = evened(torch.full((4, 1), 1e-6), torch.full((4, 1), 1e6), torch.float16)
+        >>> torch.allclose(down, up) and torch.allclose(up, torch.ones(4, 1))
+        True
+    """
+    if dtype != torch.float16:
+        return Factors(down, up)
+    sizes = torch.stack([down.norm(dim=-2), up.norm(dim=-2)])
+    ratio = (sizes[1] / sizes[0]).sqrt()[..., None, :]
+    ratio = torch.where(ratio.isfinite() & (ratio > 0), ratio, 1.0)
+    return Factors(down * ratio, up / ratio)
 
 
 def joint_piece(layers: Layers, names: tuple[str, ...], train: JointTrain) -> Piece:
@@ -184,5 +208,6 @@ def joint_piece(layers: Layers, names: tuple[str, ...], train: JointTrain) -> Pi
     rank, width = train.down.shape[1:]
     layout = Joined(JOINT_LAYOUT, (inside + outside, len(names), 2, width))
     map = TensorGuide(inside, outside, width, layout, (1, rank, 1), start="random")
-    cores = (stored(core, layers.dtype) for core in train.cores())
+    down, up = evened(train.down, train.up, layers.dtype)
+    cores = (stored(core, layers.dtype) for core in train._replace(down=down, up=up).cores())
     return Group(map, names, (1.0,) * len(names)), dict(zip(map.param_shapes, cores, strict=True))

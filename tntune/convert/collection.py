@@ -14,6 +14,7 @@ from tntune.checkpoint.lora import LoraFolder, open_lora
 from tntune.convert.candidate import Candidate
 from tntune.convert.collected import Collected, check_bases
 from tntune.convert.collection_report import CollectionReport
+from tntune.convert.encode import check_stored
 from tntune.convert.member import described, group_name, library_card, member_reports, passthrough, sized
 from tntune.convert.output import check_output
 from tntune.convert.progress import Progress, silent
@@ -38,6 +39,7 @@ class CollectionSettings:
 
     Raises:
         SpecError: Where the target is no budget.
+        DtypeError: For a dtype that is not of floating point, or of less than 16 bits.
 
     Example:
         >>> CollectionSettings(Target(params=0.1)).to_json()["target"]
@@ -52,6 +54,7 @@ class CollectionSettings:
     def __post_init__(self) -> None:
         if not isinstance(self.target, Target) or self.target.budget(1) is None:
             raise SpecError(f"a library needs a budget, such as Target(params=0.1), not {self.target!r}")
+        check_stored(self.dtype)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for reports."""
@@ -112,6 +115,8 @@ def convert_collection(
 
     Reference: Brüel-Gabrielsson et al. (arXiv 2407.00066), who share bases of one layer over many LoRAs.
     """
+    if not isinstance(settings, CollectionSettings):
+        raise SpecError(f"settings must be CollectionSettings(Target(params=...)), not {settings!r}")
     if not sources:
         raise SpecError("a library needs at least one member")
     for source in sources.values():

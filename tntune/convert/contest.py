@@ -1,5 +1,6 @@
 """Contest: the ways to store a whole adapter in one budget, weighed against one another."""
 
+import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,7 +15,8 @@ from tntune.convert.search import JointSearch, TruncatedSearch
 from tntune.convert.stream_search import StreamSearch
 from tntune.convert.task import Task
 from tntune.convert.tolerance import verified_budget
-from tntune.errors import RankError
+from tntune.errors import NumericalError, RankError, SpecError
+from tntune.maps.base import Factors
 
 __all__ = ["Contest", "Weighed"]
 
@@ -96,8 +98,9 @@ class Contest:
         """The candidate of least divergence, or else of least error in the norm.
 
         Where a model judges and no tolerance binds, the best of each kind that comes close is tried at
-        gains of all its layers, then the winner at gains of its roles. Where the task asks for distillation,
-        the best that shares bases and the best that does not are distilled, if they are close.
+        gains of all its layers, and where that serves, the winner at gains of its roles. Where the task asks
+        for distillation, the best that shares bases and the best that does not are distilled, if they are
+        close. A divergence that is not finite counts as infinite.
 
         Args:
             method: ``"svd"``, ``"joint"``, or ``"auto"`` for both.
@@ -106,6 +109,8 @@ class Contest:
 
         Raises:
             RankError: Where the budget is too small for anything.
+            NumericalError: Where no candidate has a finite divergence.
+            SpecError: Where the judge returns no number.
         """
         self.check(budget)
         rivals = [] if method == "joint" else list(self.baselines(budget))
@@ -116,6 +121,8 @@ class Contest:
             meeting = (each for each in rivals if each.error <= tolerance)
             return replace(min(meeting, key=_rating), rivals=_reports(rivals))
         if self._is_judged:
+            if not any(math.isfinite(each.rating) for each in rivals):
+                raise NumericalError(f"the divergence of none of {len(rivals)} candidates is finite")
             rivals += self._louder(rivals)
         return self._distilled(rivals)
 
@@ -236,11 +243,21 @@ class Contest:
             missed = candidate.squared_errors(self.layers, self.layers.norms(self.norm))
             task_error = total_error(missed.values(), self._sizes.values())
             task_errors = {name: total_error([missed[name]], [self._sizes[name]]) for name in missed}
-        judge = self.task.divergence if self.task else None
-        divergence = judge(candidate.factors()) if judge else None
+        divergence = self._divergence(candidate.factors()) if self._is_judged else None
         size = sum(value.nbytes for _, tensors in candidate.pieces for value in tensors.values())
         report = CandidateReport(candidate.name, candidate.params, relative, task_error, divergence, size)
         return Weighed(candidate, squares, task_errors, report)
+
+    def _divergence(self, factors: Mapping[str, Factors]) -> float:
+        """What the model says; infinite where that is not finite, so that it is the last."""
+        assert self.task is not None
+        assert self.task.divergence is not None
+        found = self.task.divergence(factors)
+        try:
+            value = float(found)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise SpecError(f"a divergence is a number, not {type(found).__name__}") from error
+        return value if math.isfinite(value) else math.inf
 
     def _louder(self, rivals: list[Weighed]) -> list[Weighed]:
         """The leaders at rising gains, as long as the model finds them better; the best by its roles."""
@@ -270,7 +287,7 @@ class Contest:
         finals, trained = [], []
         for start in _leaders(rivals, lambda candidate: candidate.joint):
             candidate, report = distill(
-                start.candidate, task.distillation, task.divergence, progress=self.progress
+                start.candidate, task.distillation, self._divergence, progress=self.progress
             )
             if report.best_step:
                 trained.append(start := self._weigh(candidate))

@@ -89,6 +89,8 @@ class DistillationReport:
         return {name: value for name, value in asdict(self).items() if name != "seconds"}
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def distill(
     candidate: Candidate,
     distillation: Distillation,
@@ -214,7 +216,7 @@ class _Training:
 
     def step(self, loss: Tensor, rate: float) -> None:
         """One step of Adam, relative to each leaf's size."""
-        gradients = torch.autograd.grad(loss, self.leaves, allow_unused=True, materialize_grads=True)
+        gradients = _gradients(loss, self.leaves)
         self.age, self.steps = self.age + 1, self.steps + 1
         rate *= min(1.0, self.age / _WARM) / (1 - _FIRST**self.age)
         known = 1 - _SECOND**self.steps
@@ -233,6 +235,13 @@ class _Training:
             for (group, own), (_, old) in zip(self.student.pieces, self.start.pieces, strict=True)
         )
         return Candidate(f"{self.start.name}, distilled", pieces)
+
+
+def _gradients(loss: Tensor, leaves: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Of each leaf; zero for one that the batch does not reach, as all may be."""
+    if not loss.requires_grad:
+        return [torch.zeros_like(leaf) for leaf in leaves]
+    return torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
 
 
 def _leaf(value: Tensor, trained: bool) -> Tensor:

@@ -100,19 +100,22 @@ class Teacher:
             return self.distance(right, self.predict(self.model, self.batches[index])).mean()
 
     def divergence(self, factors: Mapping[str, Factors]) -> float:
-        """Mean distance over all predictions."""
+        """Mean distance over all predictions; SpecError where there are none."""
         rights = [self._predictions(index) for index in range(len(self))]
         with torch.no_grad(), attached(self.model, factors):
             found = [
                 float(self.distance(right, self.predict(self.model, batch)).double().sum())
                 for right, batch in zip(rights, self.batches, strict=True)
             ]
-        return math.fsum(found) / sum(len(right) for right in rights)
+        count = sum(len(right) for right in rights)
+        if not count:
+            raise SpecError(f"{len(self)} batches have no prediction to compare: is every token masked?")
+        return math.fsum(found) / count
 
     def _predictions(self, index: int) -> Tensor:
         """What the model says on a batch with its LoRA."""
         if index not in self._right:
-            with torch.no_grad(), attached(self.model, self.lora):
+            with torch.inference_mode(False), torch.no_grad(), attached(self.model, self.lora):
                 self._right[index] = self.predict(self.model, self.batches[index])
         return self._right[index]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tntune.convert.gauge import Balanced, delta_distance
 from tntune.convert.option import Encoded, Encoder, Option, linear_factors
-from tntune.errors import NumericalError, UnsupportedError
+from tntune.errors import DtypeError, NumericalError, UnsupportedError
 from tntune.maps.activation import activation
 from tntune.maps.base import Factors
 from tntune.maps.build import make_layout
@@ -24,9 +24,10 @@ from tntune.tt.rank_rule import RankRule, ShrinkStep, shrink_path
 from tntune.tt.rounding import Rounding
 from tntune.tt.train import cores
 
-__all__ = ["DEFAULT_LAYOUTS", "DeltaEncoder", "stored"]
+__all__ = ["DEFAULT_LAYOUTS", "DeltaEncoder", "check_stored", "stored"]
 
 DEFAULT_LAYOUTS = ("io w", "side w f1 f2")
+_STORED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _UNCHANGED = 1e-13  # relative distance that is rounding of the measurement
 
 
@@ -148,6 +149,19 @@ class DeltaEncoder(Encoder):
             target = self._layout(pattern).write(self.balanced.down[None], self.balanced.up[None])
             self._trains[pattern] = Rounding(tt_svd(target).value)
         return self._trains[pattern]
+
+
+def check_stored(dtype: torch.dtype | None) -> None:
+    """Raise DtypeError where an adapter cannot be stored in that dtype; None is that of the source.
+
+    Example:
+        >>> check_stored(torch.int32)
+        Traceback (most recent call last):
+        tntune.errors.DtypeError: dtype must be one of float16, bfloat16, float32, float64, not torch.int32
+    """
+    if dtype is not None and dtype not in _STORED:
+        names = ", ".join(str(each).removeprefix("torch.") for each in _STORED)
+        raise DtypeError(f"dtype must be one of {names}, not {dtype!r}")
 
 
 def stored(value: Tensor, dtype: torch.dtype) -> Tensor:

@@ -12,7 +12,7 @@ from tntune.checkpoint.lora_writer import LoraEntry, write_lora
 from tntune.checkpoint.tensor_file import TENSORS_NAME
 from tntune.checkpoint.tensorguide import TensorGuideFolder, open_tensorguide
 from tntune.checkpoint.tensorguide_writer import write_groups
-from tntune.convert.encode import stored
+from tntune.convert.encode import check_stored, stored
 from tntune.convert.gauge import delta_distance, delta_norm
 from tntune.convert.jobs import Jobs
 from tntune.convert.option import Encoded, factors_of
@@ -85,6 +85,7 @@ def export_lora(
         jobs: Processes that work on layers at a time; the result does not depend on it.
 
     Raises:
+        DtypeError: For a dtype that is not of floating point, or of less than 16 bits.
         UnsupportedError: Where an activation is not linear: no LoRA computes that function.
         CheckpointError, NumericalError: Where the source cannot be read.
         TargetError: Where the library has no such member.
@@ -104,6 +105,7 @@ def export_lora(
         >>> report.layers, report.rank, report.relative_error < 1e-12
         (1, 2, True)
     """
+    check_stored(dtype)
     check_output(source, output, overwrite=overwrite)
     folder = open_tensorguide(source, carry=True) if member is None else open_library(source).member(member)
     bytes_before = folder.num_bytes

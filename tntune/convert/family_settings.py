@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from tntune.convert.encode import check_stored
 from tntune.convert.target import Target
 from tntune.errors import SpecError
 from tntune.maps.recipe import METHODS, Recipe
@@ -30,6 +31,7 @@ class FamilySettings:
 
     Raises:
         SpecError: For another method, or an option that it does not have.
+        DtypeError: For a dtype that is not of floating point, or of less than 16 bits.
 
     Example:
         >>> FamilySettings(Target(max_rank=4), "lotr").to_json()["method"]
@@ -47,6 +49,7 @@ class FamilySettings:
             raise SpecError(f"target must be a Target, such as Target(params=0.5), not {self.target!r}")
         if self.method not in FAMILY_METHODS:
             raise SpecError(f"method must be one of {', '.join(FAMILY_METHODS)}, not {self.method!r:.80}")
+        check_stored(self.dtype)
         object.__setattr__(self, "input_heads", self.recipe(1).input_heads)
 
     def recipe(self, width: int) -> Recipe:

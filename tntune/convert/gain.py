@@ -39,7 +39,7 @@ def rising_gains(layers: Iterable[str], rate: Callable[[Gains], float], rating: 
     best = dict.fromkeys(layers, 1.0)
     for gain in _RISING:
         tried = dict.fromkeys(best, gain)
-        if (rated := rate(tried)) >= rating:
+        if not (rated := rate(tried)) < rating:
             break
         best, rating = tried, rated
     return best

@@ -33,7 +33,7 @@ def check_output(
     if not target.parent.is_dir():
         raise OutputError(f"{output}: the parent folder {target.parent} does not exist")
     if target.exists() and not overwrite:
-        raise OutputError(f"{output}: exists already; choose another path, or overwrite it (--overwrite)")
+        raise OutputError(f"{output}: exists already; name another path, or overwrite=True (--overwrite)")
 
 
 def _is_same(one: Path, other: Path) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tntune.convert.encode import check_stored
 from tntune.convert.jobs import check_jobs
 from tntune.convert.truncation import svd_ranks
 from tntune.errors import RankError, SpecError
@@ -36,6 +37,7 @@ class ResizeSettings:
 
     Raises:
         SpecError: Where none or several are given, or one is out of range.
+        DtypeError: For a dtype that is not of floating point, or of less than 16 bits.
 
     Example:
         >>> ResizeSettings(energy=0.75).lost, ResizeSettings(params=0.5).budget(1001)
@@ -63,6 +65,7 @@ class ResizeSettings:
         for name, value in (("rank", self.rank), ("max_params", self.max_params)):
             if value is not None and value < 1:
                 raise SpecError(f"{name} must be at least 1, not {value}")
+        check_stored(self.dtype)
         check_jobs(self.jobs)
 
     @property

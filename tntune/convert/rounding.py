@@ -23,6 +23,7 @@ from tntune.maps.activation import activation
 from tntune.maps.base import Factors
 from tntune.maps.latent import Latent
 from tntune.maps.lora import LoRA
+from tntune.maps.member import Member
 from tntune.maps.tensorguide import TensorGuide
 from tntune.tt.decompose import tt_svd
 from tntune.tt.rank_rule import RankRule, ShrinkStep, shrink_path
@@ -57,6 +58,10 @@ class SiteEncoder(Encoder):
 
     def __init__(self, encoded: Encoded) -> None:
         map = encoded.site.map
+        if isinstance(map, Member):
+            raise UnsupportedError(
+                "its layers share one map, and round knows maps of one layer: export, resize"
+            )
         if not isinstance(map, TensorGuide):
             raise UnsupportedError(f"a map of kind {map.kind!r} has no train of its own to round")
         if map.latent.mode == "mean":

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from tntune.convert.encode import DEFAULT_LAYOUTS
+from tntune.convert.encode import DEFAULT_LAYOUTS, check_stored
 from tntune.convert.jobs import check_jobs
 from tntune.convert.lift import check_lift
 from tntune.convert.target import Target
@@ -27,9 +27,9 @@ class ConversionSettings:
         method: ``"tensorguide"``: a train for each layer. ``"joint"``: one train for all layers of a shape.
             ``"svd"``: truncation, weighted where there is a calibration. ``"auto"``: for each layer what is
             better of the first and third, or with a calibration for the whole adapter what is better of the
-            second and third. A layer stays as it is where nothing smaller serves a budget or tolerance.
-            Where layers are converted together, for ``"joint"`` or with a calibration, a tolerance is that
-            of all ΔW together.
+            second and third. Layer by layer, one stays as it is where nothing smaller serves a budget or
+            tolerance. Where layers are converted together, for ``"joint"`` or with a calibration, a
+            tolerance is that of all ΔW together.
         layouts: Joined patterns to choose from, layer by layer; where trains are made that way.
         activation: σ of the result; a nonlinear one by the exact lift, for trains only.
         dtype: Dtype to store; by default each layer keeps its own.
@@ -39,6 +39,7 @@ class ConversionSettings:
     Raises:
         SpecError: For an unknown method, a layout or activation that conversion cannot make, layouts for a
             method that chooses none, or less than one job.
+        DtypeError: For a dtype that is not of floating point, or of less than 16 bits.
         UnsupportedError: For an activation without exact lift.
 
     Example:
@@ -70,6 +71,7 @@ class ConversionSettings:
                 f"method 'joint' needs a budget (params, max_params) or a tolerance, "
                 f"not {self.target.to_json()}"
             )
+        check_stored(self.dtype)
         check_jobs(self.jobs)
         if not activation(self.activation).linear:
             check_lift(self.activation)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tntune.convert.candidate import Candidate, Layers, Piece
+from tntune.convert.candidate import Candidate, Layers, Piece, evened
 from tntune.convert.encode import stored
 from tntune.convert.norm import Norm
 from tntune.convert.stream_choice import StreamChoice, StreamSizes
@@ -75,7 +75,7 @@ class StreamSearch:
         self._plans: dict[int, StreamPlan | None] = {}
 
     def plan(self, budget: int) -> StreamPlan | None:
-        """The best for a budget, made once; None where no layer finds a place in it, or there is but one."""
+        """The best for a budget, made once; None where fewer than two layers find a place in it."""
         if budget not in self._plans:
             self._plans[budget] = self._planned(budget)
         return self._plans[budget]
@@ -84,7 +84,7 @@ class StreamSearch:
         if len(self.layers.balanced) < _LEAST:
             return None
         made = (self._made(name, pairs, budget) for name, pairs in partitions(self.layers).items())
-        found = (plan for plan in made if any(plan.sizes.widths))
+        found = (plan for plan in made if sum(map(bool, plan.sizes.widths)) >= _LEAST)
         return min(found, key=lambda plan: plan.squared_error, default=None)
 
     def candidate(self, plan: StreamPlan, norm: Norm) -> Candidate:
@@ -175,7 +175,7 @@ def stream_piece(layers: Layers, streams: Sequence[Pair], fit: StreamFit) -> Pie
     names = list(dict.fromkeys(stream for index in kept for stream in streams[index]))
     columns: dict[str, list[Tensor]] = {stream: [] for stream in names}
     for index in kept:
-        for stream, own in zip(streams[index], fit.layers[index], strict=True):
+        for stream, own in zip(streams[index], evened(*fit.layers[index], layers.dtype), strict=True):
             columns[stream].append(own)
     map = Streams(
         sizes=tuple(fit.bases[stream].shape[0] for stream in names),

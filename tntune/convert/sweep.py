@@ -1,7 +1,7 @@
 """sweep_lora: one LoRA at many budgets, with the truncated SVDs of each beside it."""
 
-import json
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,8 +17,8 @@ from tntune.convert.report import CandidateReport, ConversionReport
 from tntune.convert.settings import ConversionSettings
 from tntune.convert.task import Task
 from tntune.convert.whole import write_best
-from tntune.errors import OutputError, SpecError
-from tntune.files import new_file, new_folder, write_json
+from tntune.errors import OutputError, SpecError, TntuneError
+from tntune.files import CONFIG_NAME, finite, new_file, new_folder, read_json, write_json
 
 __all__ = ["SWEEP_NAME", "SweepPoint", "SweepReport", "sweep_lora"]
 
@@ -78,7 +78,7 @@ class SweepReport:
         return [self.lora, *own]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values with stable keys."""
+        """Plain values with stable keys; what is not finite is null."""
         points = [
             {
                 "share": point.share,
@@ -97,7 +97,8 @@ class SweepReport:
             "points": points,
             "unfinished": self.unfinished,
         }
-        return json.loads(json.dumps(value))  # type: ignore[no-any-return]
+        plain: dict[str, Any] = finite(value)
+        return plain
 
 
 def sweep_lora(
@@ -124,7 +125,7 @@ def sweep_lora(
         output: Folder to make, with a folder for each budget; they are written one by one, largest first.
         budgets: Settings of each conversion: shares of the parameters (``Target(params=0.25)``), each once,
             one dtype, methods that make whole adapters: ``"auto"``, ``"joint"``, ``"svd"``.
-        overwrite: Whether folders of an earlier sweep may be replaced.
+        overwrite: Whether an earlier sweep may be replaced; its other adapters are removed at the end.
         carry: Whether unknown tensors of the source are carried along.
         progress: Called as candidates are made.
         task: What is known of the adapter's use; without it plain Frobenius weighs.
@@ -155,14 +156,26 @@ def sweep_lora(
     contest = Contest(Layers.load(folder, budgets[0].dtype), task, progress or silent)
     for own in settings.values():
         contest.check(own.target.budget(folder.params) or 0)
-    lora, shares = _lora(folder, task), tuple(settings)
+    lora, shares, old = _lora(folder, task), tuple(settings), _listed(Path(output))
     report = SweepReport(str(folder.path), str(output), contest.norm.name, lora, (), shares)
     _keep(report)
     for share, own in settings.items():
         point = _point(contest, folder, Path(output) / f"{share:g}", own, overwrite=overwrite)
         report = replace(report, points=(*report.points, point), unfinished=report.unfinished[1:])
         _keep(report)
+    for name in old - {f"{share:g}" for share in shares}:
+        shutil.rmtree(Path(output) / name, ignore_errors=True)
     return report
+
+
+def _listed(output: Path) -> set[str]:
+    """Names of the adapters of a sweep that is there; of what else its file names none."""
+    try:
+        points = read_json(output / SWEEP_NAME)["points"]
+        names = {f"{float(point['share']):g}" for point in points}
+    except (TntuneError, KeyError, TypeError, ValueError):
+        return set()
+    return {name for name in names if (output / name / CONFIG_NAME).is_file()}
 
 
 def _keep(report: SweepReport) -> None:
@@ -178,6 +191,8 @@ def _keep(report: SweepReport) -> None:
 
 def _by_share(budgets: Sequence[ConversionSettings]) -> dict[float, ConversionSettings]:
     """The settings by share, the largest first."""
+    if odd := [own for own in budgets if not isinstance(own, ConversionSettings)]:
+        raise SpecError(f"budgets must be ConversionSettings(Target(params=...)), not {odd[0]!r}")
     found = {own.target.params: own for own in budgets if own.target.params is not None}
     if not found or len({f"{share:g}" for share in found}) < len(budgets):
         asked = [own.target.to_json() for own in budgets]

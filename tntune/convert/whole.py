@@ -21,7 +21,7 @@ from tntune.maps.group import Group
 from tntune.maps.site import Site
 from tntune.maps.streams import Streams
 
-__all__ = ["convert_whole", "write_best"]
+__all__ = ["check_whole", "convert_whole", "write_best"]
 
 
 def convert_whole(
@@ -58,6 +58,18 @@ def convert_whole(
         >>> convert_whole.__name__
         'convert_whole'
     """
+    check_whole(settings, distilled=task is not None and task.distillation is not None)
+    contest = Contest(Layers.load(folder, settings.dtype), task, progress)
+    return write_best(contest, folder, output, settings, overwrite=overwrite)
+
+
+def check_whole(settings: ConversionSettings, *, distilled: bool = False) -> None:
+    """Raise SpecError where these settings convert no whole adapter, or none that is distilled.
+
+    Example:
+        >>> from tntune.convert.target import Target
+        >>> check_whole(ConversionSettings(Target(params=0.5), "svd"))
+    """
     if settings.target.max_rank is not None or settings.method == "tensorguide":
         raise SpecError(
             "with a calibration the methods are joint, svd and auto, for a budget (params, max_params) or a "
@@ -66,10 +78,8 @@ def convert_whole(
     if tuple(settings.layouts) != DEFAULT_LAYOUTS:
         raise SpecError(f"with a calibration no layouts are chosen from, but {settings.layouts} were given")
     settings.check_one_job()
-    if settings.target.tolerance is not None and task is not None and task.distillation is not None:
+    if settings.target.tolerance is not None and distilled:
         raise SpecError("a distillation follows predictions, a tolerance the norm: give a budget to distil")
-    contest = Contest(Layers.load(folder, settings.dtype), task, progress)
-    return write_best(contest, folder, output, settings, overwrite=overwrite)
 
 
 def write_best(

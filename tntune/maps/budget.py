@@ -126,7 +126,7 @@ def largest_rank(count: Callable[[int], int], budget: int, what: str) -> int:
         >>> largest_rank(lambda rank: 6 * rank, 20, "a layer")
         3
     """
-    if count(1) > positive("params", budget):
+    if count(1) > budget:
         raise SpecError(f"a budget of {budget} parameters for {what} is less than the {count(1)} of rank 1")
     low, high = 1, 2
     while count(low) < count(high) <= budget:

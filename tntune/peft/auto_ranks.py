@@ -51,12 +51,18 @@ class AutoRanksCallback(TrainerCallback):
 
         Raises:
             TargetError: Where no TensorGuide adapter is active.
-            UnsupportedError: With several processes, whose wrappers hold parameters of a fixed shape.
+            UnsupportedError: With several processes, whose wrappers hold parameters of a fixed shape, or
+                where the best checkpoint is to be loaded into the last ranks.
             SpecError: Where training is resumed behind the first of the steps, or no budget is known.
         """
         if args.world_size > 1:
             raise UnsupportedError(
                 f"ranks cannot change on {args.world_size} processes, whose wrappers know parameters by shape"
+            )
+        if args.load_best_model_at_end:
+            raise UnsupportedError(
+                "load_best_model_at_end may load a checkpoint of before a pruning, whose ranks are others; "
+                "set it to False, and load the checkpoint you want with PeftModel.from_pretrained"
             )
         if state.global_step:
             raise SpecError(f"training resumes at step {state.global_step}; ranks are found in one run")

@@ -1,6 +1,6 @@
 """The tuner layer: a frozen linear layer with one map for each adapter beside it."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -100,6 +100,12 @@ class TensorGuideLayer(BaseTunerLayer):
             return ()
         own = (self.generator(name) for name in self.active_adapters if name in self.tensorguide_site)
         return tuple(each for each in own if isinstance(each, FactorGenerator))
+
+    @property
+    def held(self) -> nn.ModuleDict | None:
+        """The shared generators that this layer knows, which are its tuner's; None where it has its own."""
+        own = "tensorguide_gen" in cast(nn.Module, self)._modules
+        return None if own else self.tensorguide_gen
 
     @property
     def is_sharing(self) -> bool:

@@ -3,7 +3,7 @@
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from accelerate import init_empty_weights
@@ -17,7 +17,7 @@ from tntune.adapters.forward_pass import ForwardPass, drop_passes
 from tntune.adapters.generator import FactorGenerator
 from tntune.adapters.storage import check_whole
 from tntune.checkpoint.lora_writer import LoraEntry, lora_contents, write_lora
-from tntune.errors import TargetError
+from tntune.errors import TargetError, UnsupportedError
 from tntune.maps.base import Shape
 from tntune.maps.group import SHARED_KEY
 from tntune.maps.site import GENERATOR_KEY
@@ -94,6 +94,10 @@ class TensorGuideModel(BaseTuner):
         check_target(peft_config, current_key, target, parent)
         check_alone(self.model, current_key, target)
         if isinstance(target, TensorGuideLayer):
+            if target.held is not self._shared():
+                raise UnsupportedError(
+                    f"{current_key}: has an adapter of TensorGuide's other kind; unload() it first"
+                )
             self._adapt(target, peft_config, adapter_name, current_key)
             return
         layer = Linear(target, adapter_name, shared=self._shared(), **get_quantization_kwargs(self))
@@ -101,6 +105,22 @@ class TensorGuideModel(BaseTuner):
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
+
+    def _replace_module(self, parent: Any, child_name: str, new_module: Any, child: nn.Module) -> None:
+        """As PEFT does for a layer; a module that is given back keeps its own weight."""
+        if isinstance(new_module, TensorGuideLayer):
+            super()._replace_module(parent, child_name, new_module, child)
+        else:
+            setattr(parent, child_name, new_module)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """Refuse what PEFT would drop in silence."""
+        if kwargs.get("adapter_names") is not None:
+            raise UnsupportedError(
+                "adapter_names: an adapter for each row of a batch is known to LoRA alone; export first"
+            )
+        yield
 
     def _adapt(self, layer: TensorGuideLayer, config: TensorGuideConfig, adapter: str, module: str) -> None:
         """Add the adapter to one layer, and its site to the configuration."""
@@ -209,17 +229,22 @@ class SharedTensorGuideModel(TensorGuideModel):
     uses_shared_state = True
 
     def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
-        self.tensorguide_shared = nn.ModuleDict()
+        """Take over the trains of a tuner that the model has had, whose layers hold them; else begin."""
+        held = (each.held for each in model.modules() if isinstance(each, TensorGuideLayer))
+        self.tensorguide_shared = next((trains for trains in held if trains is not None), nn.ModuleDict())
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """As PEFT does; the trainability of the other adapters' trains stays as it is."""
         before = [(p, p.requires_grad) for p in self.tensorguide_shared.parameters()]
+        earlier = dict(self.tensorguide_shared.items()).get(adapter_name)
         self._adapter_to_inject = adapter_name
         self._empty = kwargs.get("low_cpu_mem_usage", False)
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         except Exception:
-            if adapter_name in self.tensorguide_shared:
+            if earlier is not None:
+                self.tensorguide_shared[adapter_name] = earlier
+            elif adapter_name in self.tensorguide_shared:
                 del self.tensorguide_shared[adapter_name]
             raise
         for parameter, trains in before:

@@ -66,6 +66,9 @@ def plan_site(config: TensorGuideConfig, module: str, sizes: Sizes) -> Site:
 def plan_groups(config: TensorGuideConfig, targets: Mapping[str, Sizes]) -> dict[str, Group]:
     """The groups of these targets: one map for each combination of sizes and width, by name.
 
+    They are in the order of the model, however a stored configuration has them: an optimiser knows its
+    parameters by their order alone.
+
     Raises:
         SpecError: Where the configuration's ``groups`` have other targets than the model.
         ModeError: Where they have a target of another size.
@@ -78,7 +81,8 @@ def plan_groups(config: TensorGuideConfig, targets: Mapping[str, Sizes]) -> dict
     """
     described = config.described()
     if described:
-        return _described_groups({name: Group.from_json(obj) for name, obj in described.items()}, targets)
+        known = {name: Group.from_json(obj) for name, obj in described.items()}
+        return _ordered(_described_groups(known, targets), targets)
     for name in getattr(config, "input_heads", ()):
         if not any(f".{module}".endswith(f".{name}") for module in targets):
             raise SpecError(f"input_heads: {name!r} matches none of the {len(targets)} targets")
@@ -92,7 +96,13 @@ def plan_groups(config: TensorGuideConfig, targets: Mapping[str, Sizes]) -> dict
             found[name] = _group(config, geometry, modules)
         else:
             found |= {numbered(name, k): made for k, made in enumerate(_stacks(config, geometry, modules))}
-    return found
+    return _ordered(found, targets)
+
+
+def _ordered(groups: Mapping[str, Group], targets: Mapping[str, Sizes]) -> dict[str, Group]:
+    """By the first target of each."""
+    places = {module: place for place, module in enumerate(targets)}
+    return dict(sorted(groups.items(), key=lambda item: min(places[module] for module in item[1].modules)))
 
 
 def auto_budget(config: TensorGuideConfig, targets: Mapping[str, Sizes]) -> int:

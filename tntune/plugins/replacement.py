@@ -5,6 +5,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from tntune.adapters.adapt import adapted_layers
+from tntune.adapters.forward_pass import ForwardPass, drop_passes
 from tntune.adapters.generator import FactorGenerator
 from tntune.adapters.linear import AdaptedLinear
 from tntune.errors import TargetError, UnsupportedError
@@ -87,4 +88,6 @@ def replace_layers(model: nn.Module, make: Callable[[AdaptedLinear], AdaptedLine
     for name, module in list(model.named_modules(remove_duplicate=False)):
         if isinstance(module, AdaptedLinear) and module in made:
             model.set_submodule(name, made[module].train(module.training))
+    drop_passes(model)
+    ForwardPass(model, [layer for _, layer in adapted_layers(model)])
     return model
