@@ -14,7 +14,11 @@ from tntune.tt import dense
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        (((2, 3), (1, 2)), RankError, r"2 modes need 3 ranks \(both ends included\), not 2: \(1, 2\)"),
+        (
+            ((2, 3), (1, 2)),
+            RankError,
+            r"2 modes have 1 bonds between them, and 3 ranks with both ends, not 2: \(1, 2\)",
+        ),
         (((2, 3), (1, 0, 1)), SpecError, r"ranks\[1\] must be a positive integer, not 0"),
         (((), (1,)), SpecError, "modes must be a non-empty list"),
         (((2, "3"), (1, 2, 1)), SpecError, r"modes\[1\] must be a positive integer, not '3'"),

@@ -60,8 +60,8 @@ class LatentTrain:
             raise SpecError(f"latent must be a Latent, not {self.latent!r:.80}")
         if len(self.ranks) != len(self.modes) + 1:
             raise RankError(
-                f"{len(self.modes)} modes need {len(self.modes) + 1} ranks (both ends included), "
-                f"not {len(self.ranks)}: {self.ranks}"
+                f"{len(self.modes)} modes have {len(self.modes) - 1} bonds between them, and "
+                f"{len(self.modes) + 1} ranks with both ends, not {len(self.ranks)}: {self.ranks}"
             )
         if self.latent.mode != "none" and len(self.latent.modes) != len(self.modes):
             raise SpecError(
