@@ -73,8 +73,8 @@ CAMPAIGNS = (
         260,
         4,
         (
-            "36 of 260 faults were noticed by none of the tests that were tried: 27 are now, and of the other 9 "
-            "`survivors.py` says why nothing can notice them",
+            "36 of 260 faults were noticed by none of the tests that were tried: 27 are now, and of the "
+            "other 9 `survivors.py` says why nothing can notice them",
         ),
         needs=("cosmic_ray", "coverage"),
     ),

@@ -1,7 +1,7 @@
 """``tntune calibrate``: what a model does with the errors of its adapter, as a file."""
 
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Annotated, Any
@@ -77,7 +77,7 @@ def load_judge(name: str) -> tuple[nn.Module, Any, Callable[[nn.Module], float] 
     made = call("--model", name)
     if not (isinstance(made, tuple) and len(made) in (2, 3) and isinstance(made[0], nn.Module)):
         raise SpecError(f"--model {name}: must return (model, batches), not {type(made).__name__}")
-    if isinstance(made[1], Mapping | Tensor | str) or not isinstance(made[1], Iterable):
+    if isinstance(made[1], Mapping | Tensor | str) or not _is_iterable(made[1]):
         raise SpecError(
             f"--model {name}: the second part must be batches, such as a list of mappings, "
             f"not {type(made[1]).__name__}"
@@ -107,6 +107,11 @@ def call(option: str, name: str) -> Any:
     finally:
         if here in sys.path:
             sys.path.remove(here)
+
+
+def _is_iterable(value: object) -> bool:
+    """Whether it can be gone through, be it by numbers alone, as map-style datasets can."""
+    return hasattr(value, "__iter__") or hasattr(value, "__getitem__")
 
 
 def _named(option: str, name: str) -> Callable[[], Any]:
