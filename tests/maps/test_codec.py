@@ -38,7 +38,7 @@ def changed(**values: object) -> dict[str, object]:
         (changed(layout=None), SpecError, "a TensorGuide needs a layout and a latent"),
         (changed(latent="fixed"), SpecError, "a TensorGuide needs a layout and a latent"),
         (changed(latent=LORA), SpecError, "a TensorGuide needs a layout and a latent"),
-        (changed(ranks=[1, 2, 2, 1]), RankError, "4 modes need 5 ranks"),
+        (changed(ranks=[1, 2, 2, 1]), RankError, "4 modes have 3 bonds between them"),
         (changed(ranks=None), SpecError, "ranks must be a non-empty list"),
         (changed(width=2), ModeError, "concat modes .* have the product 24"),
         (changed(layout={"kind": "concat", "sizes": [2, "3"]}), SpecError, r"sizes\[1\] must be a positive"),
