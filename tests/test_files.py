@@ -173,7 +173,7 @@ def test_what_is_there_is_kept(tmp_path: Path, adapter: Path) -> None:
     (tmp_path / "link").symlink_to(adapter)
     (tmp_path / "dangling").symlink_to(tmp_path / "nothing")
     cases = [
-        ("adapter", False, "exists already; choose another path, or overwrite it"),
+        ("adapter", False, "exists already; name another path, or overwrite=True"),
         ("file", False, "exists and is not a folder"),
         ("file", True, "exists and is not a folder"),
         ("other", True, "holds no adapter_config.json, so it is no adapter and is not replaced"),
