@@ -12,7 +12,7 @@ from torch.nn.utils import parametrizations
 from tests.support.maps import MAPS, joined, tensors_of, tt_lora
 from tests.support.models import Conv1D, adapted
 from tests.support.tolerance import close
-from tntune.adapters import AdaptedLinear, FactorGenerator
+from tntune.adapters import AdaptedLinear, AdapterSpec, FactorGenerator, adapt
 from tntune.errors import ModeError, NumericalError, SpecError, TargetError, UnsupportedError
 from tntune.maps import ACTIVATIONS, LoRA, WeightMap
 
@@ -422,3 +422,18 @@ def test_sites_outside_the_map_are_refused(site: int) -> None:
 def test_a_mean_has_no_nonlinear_layer() -> None:
     with pytest.raises(SpecError, match="the mean over a latent is exact only for a linear activation"):
         adapted(MAPS["concat mean"], activation="relu")
+
+
+def test_a_weight_that_is_tied_to_the_layer_is_the_bases() -> None:
+    model = nn.Sequential(nn.Embedding(9, 5), nn.Linear(5, 9))
+    adapt(model, AdapterSpec(("1",), width=2, start="random"))
+    model[1].weight = model[0].weight
+    assert model[1].base.weight is model[0].weight
+    assert "weight" not in model[1]._parameters
+    x = torch.ones(1, 5)
+    down, up = model[1].factors()
+    wanted = x @ model[0].weight.mT + model[1].base.bias + x @ down[0].mT @ up[0].mT
+    assert close(model[1](x), wanted)
+    model[1].merge()
+    with pytest.raises(UnsupportedError, match="the adapter is merged; unmerge it before its weight"):
+        model[1].weight = model[0].weight

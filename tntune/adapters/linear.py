@@ -82,6 +82,19 @@ class AdaptedLinear(nn.Module):
         bias: Tensor | None = self.base.bias  # type: ignore[assignment]
         return bias
 
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """As torch does; a weight or bias that is assigned to the layer, as tying does, becomes the base's.
+
+        Raises:
+            UnsupportedError: Where the adapter is merged, so that the base's weight is not its own.
+        """
+        if name not in ("weight", "bias"):
+            super().register_parameter(name, param)
+        elif self.merged:
+            raise UnsupportedError(f"the adapter is merged; unmerge it before its {name} is replaced")
+        else:
+            setattr(self.base, name, param)
+
     @property
     def merged(self) -> bool:
         """Whether the adapter is in the base's weight at present."""
