@@ -432,7 +432,7 @@ def test_a_weight_that_is_tied_to_the_layer_is_the_bases() -> None:
     assert "weight" not in model[1]._parameters
     x = torch.ones(1, 5)
     down, up = model[1].factors()
-    wanted = x @ model[0].weight.mT + model[1].base.bias + x @ down[0].mT @ up[0].mT
+    wanted = x @ model[0].weight.mT + model[1].base.bias + x @ down.mT @ up.mT
     assert close(model[1](x), wanted)
     model[1].merge()
     with pytest.raises(UnsupportedError, match="the adapter is merged; unmerge it before its weight"):
