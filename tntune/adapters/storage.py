@@ -145,9 +145,8 @@ def load_adapters(model: nn.Module, folder: str | os.PathLike[str]) -> nn.Module
     with torch.no_grad():
         for key, tensor in saved.items():
             tied = [weights[other] for other, own in saved.items() if own is tensor]
-            if _places(model, tensor) > len(tied) or not all(
-                torch.equal(weights[key], each) for each in tied
-            ):
+            alike = all(torch.equal(weights[key], each) for each in tied)
+            if isinstance(tensor, nn.Parameter) and (_places(model, tensor) > len(tied) or not alike):
                 _untie(model, key.removeprefix(KEY_PREFIX), weights[key])
             else:
                 tensor.copy_(weights[key])

@@ -1,6 +1,6 @@
 """attached: a model that computes with adapters for a while, whatever kind its layers are."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tntune.errors import ModeError, TargetError
 from tntune.maps.base import Factors
 
-__all__ = ["argument_of", "attached", "modules_of"]
+__all__ = ["attached", "modules_of", "on_call"]
 
 
 @contextmanager
@@ -35,7 +35,7 @@ def attached(model: nn.Module, factors: Mapping[str, Factors]) -> Iterator[None]
         [[2.0, 2.0]]
     """
     handles = [
-        module.register_forward_hook(partial(_add, name, factors[name]), with_kwargs=True)
+        on_call(name, module, partial(_add, name, factors[name]))
         for name, module in modules_of(model, factors).items()
     ]
     try:
@@ -59,32 +59,32 @@ def modules_of(model: nn.Module, names: Mapping[str, object]) -> dict[str, nn.Mo
     return {name: known[name] for name in names}
 
 
-def argument_of(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-    """The tensor that a layer was called with, by place or by name.
+def on_call(
+    name: str, module: nn.Module, work: Callable[[Tensor, Tensor], Tensor]
+) -> torch.utils.hooks.RemovableHandle:
+    """A forward hook: ``work(x, output)`` in place of the output, where x is given by place or by name.
 
     Raises:
-        TargetError: Where its first argument is no tensor.
+        TargetError: At a call whose first argument is no tensor.
 
     Example:
-        >>> argument_of("fc", (), {"input": torch.ones(1)})
-        tensor([1.])
+        >>> layer = nn.Identity()
+        >>> handle = on_call("fc", layer, lambda x, output: x + output)
+        >>> layer(input=torch.ones(1))
+        tensor([2.])
     """
-    x = next(iter((*args, *kwargs.values())), None)
-    if not isinstance(x, Tensor):
-        raise TargetError(f"{name}: was called with {type(x).__name__}, and layers take one tensor")
-    return x
+
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+        x = next(iter((*args, *kwargs.values())), None)
+        if not isinstance(x, Tensor):
+            raise TargetError(f"{name}: was called with {type(x).__name__}, and layers take one tensor")
+        return work(x, output)
+
+    return module.register_forward_hook(hook, with_kwargs=True)
 
 
-def _add(
-    name: str,
-    factors: Factors,
-    module: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    output: Tensor,
-) -> Tensor:
-    """A forward hook that adds the adapter's output."""
-    x = argument_of(name, args, kwargs)
+def _add(name: str, factors: Factors, x: Tensor, output: Tensor) -> Tensor:
+    """The output with the adapter's on top."""
     if x.shape[-1] != factors.down.shape[1] or output.shape[-1] != factors.up.shape[0]:
         raise ModeError(
             f"{name}: maps {x.shape[-1]} to {output.shape[-1]} features, its adapter "

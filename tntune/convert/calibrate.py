@@ -4,14 +4,13 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tntune.checkpoint.calibration import Calibration
 from tntune.checkpoint.lora import open_lora
-from tntune.convert.attach import argument_of, attached, modules_of
+from tntune.convert.attach import attached, modules_of, on_call
 from tntune.convert.prediction import Batch, Predict, predict, token_mask
 from tntune.errors import NumericalError, SpecError
 from tntune.maps.base import Factors
@@ -60,16 +59,8 @@ class _Recorder:
         self._seen: dict[tuple[int, int], tuple[str, Tensor]] = {}
         self._calls: dict[str, list[tuple[int, int]]] = {}
 
-    def hook(
-        self,
-        name: str,
-        module: nn.Module,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        output: Tensor,
-    ) -> Tensor:
+    def seen(self, name: str, x: Tensor, output: Tensor) -> Tensor:
         """Count a call's inputs in, unless another layer has the same; what follows may change its output."""
-        x = argument_of(name, args, kwargs)
         key = (id(x), 0 if x.is_inference() else x._version)  # changed in place it is another
         owner, _ = self._seen.setdefault(key, (name, x))
         if self.input_of.setdefault(name, owner) != owner:
@@ -162,10 +153,7 @@ def calibrate(
     done = predictions = 0
     with attached(model, factors):
         modules = modules_of(model, factors)
-        handles = [
-            module.register_forward_hook(partial(recorder.hook, name), with_kwargs=True)
-            for name, module in modules.items()
-        ]
+        handles = [on_call(name, module, partial(recorder.seen, name)) for name, module in modules.items()]
         try:
             for batch in batches:
                 recorder.mask = token_mask(batch)

@@ -169,7 +169,7 @@ def sweep_lora(
 
 
 def _listed(output: Path) -> set[str]:
-    """Names of the adapters of a sweep that is there; of what else its file names none."""
+    """Folders that an earlier sweep's file lists and that hold adapters; none where it cannot be read."""
     try:
         points = read_json(output / SWEEP_NAME)["points"]
         names = {f"{float(point['share']):g}" for point in points}
